@@ -1,0 +1,10 @@
+#pragma once
+
+#include "simd/kernels.hpp"
+
+namespace moeref::simd::scalar {
+
+/// Plain loops: the definition that every other table must equal.
+extern const KernelTable table;
+
+}  // namespace moeref::simd::scalar
