@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "quant/scaled_matrix.hpp"
+
+namespace moeref {
+
+/// Rows of the left operand of a GEMM, decoded once: row i is row `rows[i]` of `matrix`.
+struct GemmInput {
+  GemmInput(const ScaledMatrix& matrix, std::span<const std::int64_t> rows);
+
+  ScaledMatrix matrix;
+  std::vector<std::int64_t> rows;
+  std::vector<double> values;  ///< [rows, cols]: code * narrow scale
+  std::vector<char>
+      finite;  ///< per row: no NaN or infinity in values or scales; 0 = it is computed apart
+  std::int64_t count() const { return static_cast<std::int64_t>(rows.size()); }
+  const double* row(std::int64_t i) const { return values.data() + i * matrix.cols; }
+};
+
+/// What is added to the bare dot product before the one rounding.
+struct GemmEpilogue {
+  ScaledMatrix bias;                   ///< 1 x N, or absent
+  std::span<const float> row_factors;  ///< one factor per input row on its dot product (router
+                                       ///< weight on the input), or empty
+  const float* residual = nullptr;     ///< [rows, N] added in the same rounding, or null
+  std::int64_t residual_stride = 0;
+  Format output = Format::f32;  ///< f32, bf16 or f16; the result comes back widened to f32
+};
+
+/// How many results each path decided; sums over calls if the caller keeps one.
+struct GemmStatistics {
+  std::int64_t one_sum = 0;  ///< window proof held for the plain f64 sum
+  std::int64_t split = 0;    ///< proof held after splitting the activation row
+  std::int64_t wide = 0;     ///< element by element in a superaccumulator
+  std::int64_t not_finite = 0;
+
+  GemmStatistics& operator+=(const GemmStatistics& other);
+};
+
+/// out[i * out_stride + n] = RN( factor_i * dot(x_i, w_n) + bias_n + residual_in ), one rounding of
+/// the exact value, where the operands are the exact values of their codes and all their scales. An
+/// exactly zero result is +0. If an operand of a dot is NaN or infinite, the class of the result is
+/// that of the IEEE sum: NaN (0x7FC00000), +inf or -inf, in any order.
+///
+/// Inside a segment of K (one f32 scale) the products are summed in f64. The window proof (sum |a|
+/// * max |w| <= 2^53 * lowest bit of a * lowest bit of w) makes that sum exact in any order. Where
+/// it fails, the activation row is cut by magnitude into parts for which it holds; weight rows that
+/// span far more bits than their neighbours go through a superaccumulator. Error: sizes of the
+/// operands that disagree; storage that cannot be (`check_storage`).
+void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue, float* out,
+          std::int64_t out_stride, int threads, GemmStatistics* statistics = nullptr);
+
+}  // namespace moeref

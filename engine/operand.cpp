@@ -1,0 +1,143 @@
+#include "engine/operand.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "quant/dequantize.hpp"
+#include "quant/formats.hpp"
+
+namespace moeref {
+namespace {
+
+/// Smallest e with value <= 2^e, for a finite value > 0.
+int exponent_above(double value) {
+  int exponent;
+  const double fraction = std::frexp(value, &exponent);  // [0.5, 1)
+  return fraction == 0.5 ? exponent - 1 : exponent;
+}
+
+/// Exponent of the lowest set bit of a finite non-zero value.
+int lowest_exponent(double value) {
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
+  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
+  const std::uint64_t significand = field == 0 ? fraction : fraction | (1ull << 52);
+  return (field == 0 ? 1 : field) - 1075 + std::countr_zero(significand);
+}
+
+/// First column after `col` where the block of scales changes, at most `cols`.
+std::int64_t block_end(const ScaledMatrix& matrix, std::int64_t col) {
+  const ScaleGrid& scales = *matrix.scales;
+  const std::int64_t inside = (scales.col_begin + col) % scales.block_cols;
+  return std::min(matrix.cols, col + (scales.block_cols - inside));
+}
+
+}  // namespace
+
+Window window_of(const double* values, std::int64_t count, std::int64_t stride) {
+  Window window;
+  double largest = 0.0;
+  double sum = 0.0;
+  int lowest = 2000;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double value = values[i * stride];
+    if (value == 0.0) continue;
+    const double size = std::fabs(value);
+    largest = std::max(largest, size);
+    sum += size;
+    lowest = std::min(lowest, lowest_exponent(value));
+  }
+  if (largest == 0.0) return window;
+  window.empty = false;
+  window.lowest = lowest;
+  window.largest = exponent_above(largest);
+  // The rounded sum of n non-negative terms is off by at most a factor 1 +- n 2^-53.
+  const double upper = sum * (1.0 + 0x1p-51 * static_cast<double>(count + 2));
+  const bool exact = exponent_above(upper) - lowest <= 53;  // then every partial sum was exact
+  window.sum = exponent_above(exact ? sum : upper);
+  return window;
+}
+
+bool has_wide_scales(const ScaledMatrix& matrix) {
+  if (!matrix.scales) return false;
+  const int code_bits = info(matrix.codes.format).significand_bits;
+  const int scale_bits = info(matrix.scales->format).significand_bits;
+  return scale_bits > 1 && code_bits + scale_bits > 24;  // a power of two adds no bits
+}
+
+double wide_scale(const ScaledMatrix& matrix, std::int64_t row, std::int64_t col) {
+  return has_wide_scales(matrix) ? static_cast<double>(scale_at(matrix, row, col)) : 1.0;
+}
+
+std::vector<std::int64_t> segment_bounds(std::span<const ScaledMatrix* const> operands,
+                                         std::int64_t cols) {
+  std::vector<std::int64_t> bounds{0, cols};
+  for (const ScaledMatrix* matrix : operands) {
+    if (!has_wide_scales(*matrix)) continue;
+    for (std::int64_t col = block_end(*matrix, 0); col < cols; col = block_end(*matrix, col)) {
+      bounds.push_back(col);
+    }
+  }
+  std::sort(bounds.begin(), bounds.end());
+  bounds.erase(std::unique(bounds.begin(), bounds.end()), bounds.end());
+  return bounds;
+}
+
+OperandDecoder::OperandDecoder(const ScaledMatrix& matrix)
+    : matrix_(matrix), decoder_(matrix_, /*clears_minus_zero=*/false) {}
+
+void OperandDecoder::decode(std::int64_t first_row, std::int64_t rows, double* out,
+                            std::int64_t row_stride, std::int64_t col_stride, char* finite) {
+  codes_.resize(static_cast<std::size_t>(rows * matrix_.cols));
+  decoder_(first_row, rows, codes_.data());
+  for (std::int64_t row = 0; row < rows; ++row) {
+    finite[row] = apply_scales(first_row + row, codes_.data() + row * matrix_.cols,
+                               out + row * row_stride, col_stride)
+                      ? 1
+                      : 0;
+  }
+}
+
+bool OperandDecoder::apply_scales(std::int64_t row, const float* codes, double* out,
+                                  std::int64_t stride) const {
+  // One test at the end: 0 * x is 0 for finite x and NaN otherwise, and NaN stays.
+  double probe = 0.0;
+  std::int64_t col = 0;
+  while (col < matrix_.cols) {
+    const std::int64_t end = matrix_.scales ? block_end(matrix_, col) : matrix_.cols;
+    double scale = matrix_.scales ? static_cast<double>(scale_at(matrix_, row, col)) : 1.0;
+    probe += 0.0 * scale;
+    if (has_wide_scales(matrix_)) scale = 1.0;
+    for (; col < end; ++col) {
+      const double value = static_cast<double>(codes[col]) * scale;
+      out[col * stride] = value;
+      probe += 0.0 * value;
+    }
+  }
+  return probe == 0.0;
+}
+
+double global_multiplier(const ScaledMatrix& matrix) {
+  return matrix.global_rule == GlobalScaleRule::multiply ? static_cast<double>(matrix.global_scale)
+                                                         : 1.0;
+}
+
+double global_divisor(const ScaledMatrix& matrix) {
+  return matrix.global_rule == GlobalScaleRule::divide ? static_cast<double>(matrix.global_scale)
+                                                       : 1.0;
+}
+
+ScaledMatrix f32_matrix(std::string name, const float* values, std::int64_t rows,
+                        std::int64_t cols) {
+  ScaledMatrix matrix;
+  matrix.name = std::move(name);
+  matrix.rows = rows;
+  matrix.cols = cols;
+  matrix.codes.data = reinterpret_cast<const std::byte*>(values);
+  matrix.codes.format = Format::f32;
+  matrix.codes.row_stride = cols;
+  return matrix;
+}
+
+}  // namespace moeref

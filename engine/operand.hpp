@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "quant/row_decoder.hpp"
+#include "quant/scaled_matrix.hpp"
+
+namespace moeref {
+
+/// Where the values of one row of an operand lie inside one segment of K, as powers of two.
+struct Window {
+  int lowest = 0;     ///< every non-zero value is a multiple of 2^lowest
+  int largest = 0;    ///< every |value| <= 2^largest
+  int sum = 0;        ///< the sum of all |value| <= 2^sum
+  bool empty = true;  ///< all values are zero; the rest means nothing
+};
+
+/// The window of `count` finite values that lie `stride` apart.
+Window window_of(const double* values, std::int64_t count, std::int64_t stride);
+
+/// Wide block scales (f32) stay outside the exact sums and multiply them afterwards. Narrow ones
+/// (E8M0, E4M3, bf16, f16) are folded into the values, if code and scale together have at most 24
+/// significant bits: products of two values then have at most 48 bits and are exact in f64.
+bool has_wide_scales(const ScaledMatrix& matrix);
+
+/// The f32 scale of (row, col) that `decode_row` leaves out: 1 unless the matrix has wide scales.
+double wide_scale(const ScaledMatrix& matrix, std::int64_t row, std::int64_t col);
+
+/// The columns where a wide scale of any of the operands changes, from 0 to `cols`: the segments
+/// inside which a dot product is one exact sum.
+std::vector<std::int64_t> segment_bounds(std::span<const ScaledMatrix* const> operands,
+                                         std::int64_t cols);
+
+/// Decodes rows of an operand to the exact values code * narrow scale; wide and global scales are
+/// left out.
+class OperandDecoder {
+ public:
+  explicit OperandDecoder(const ScaledMatrix& matrix);
+  OperandDecoder(const OperandDecoder&) = delete;
+  OperandDecoder& operator=(const OperandDecoder&) = delete;
+
+  /// Writes value (first_row + r, c) to out[r * row_stride + c * col_stride]. finite[r] = 0 if a
+  /// value or a scale of the row, wide ones included, is NaN or infinite. At most 64 rows at a
+  /// time.
+  void decode(std::int64_t first_row, std::int64_t rows, double* out, std::int64_t row_stride,
+              std::int64_t col_stride, char* finite);
+
+ private:
+  bool apply_scales(std::int64_t row, const float* codes, double* out, std::int64_t stride) const;
+
+  ScaledMatrix matrix_;
+  RowDecoder decoder_;
+  std::vector<float> codes_;
+};
+
+/// The factor and the divisor that the global scale of a matrix stands for.
+double global_multiplier(const ScaledMatrix& matrix);
+double global_divisor(const ScaledMatrix& matrix);
+
+/// A plain row-major f32 matrix as an operand.
+ScaledMatrix f32_matrix(std::string name, const float* values, std::int64_t rows,
+                        std::int64_t cols);
+
+}  // namespace moeref

@@ -1,0 +1,73 @@
+#include "engine/row_parts.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moeref {
+namespace {
+
+// Each part takes room - log2(segment length) bits. Past this many the superaccumulator is as good.
+constexpr std::size_t kMaxParts = 12;
+
+using Part = std::vector<double>;  // one row, all columns
+
+/// Moves the multiples of 2^lowest out of `rest` into `part`, cutting toward zero. Scaling by
+/// powers of two, cutting and the difference are all exact.
+void move_multiples(std::span<double> rest, double* part, int lowest) {
+  const double up = std::ldexp(1.0, -lowest);
+  const double down = std::ldexp(1.0, lowest);
+  for (std::size_t k = 0; k < rest.size(); ++k) {
+    part[k] = std::trunc(rest[k] * up) * down;
+    rest[k] -= part[k];
+  }
+}
+
+/// Spreads one segment of a row over as many parts as it needs. False if kMaxParts are not enough.
+bool cut_segment(std::span<double> rest, Window window, int room, std::size_t first_col,
+                 std::size_t cols, std::vector<Part>& parts) {
+  const auto count = static_cast<std::int64_t>(rest.size());
+  for (std::size_t p = 0; !window.empty; ++p) {
+    if (p == kMaxParts) return false;
+    if (p == parts.size()) parts.emplace_back(cols, 0.0);
+    double* part = parts[p].data() + first_col;
+    if (fits(window, room)) {
+      std::copy(rest.begin(), rest.end(), part);
+      return true;
+    }
+    move_multiples(rest, part, window.sum - room);
+    window = window_of(rest.data(), count, 1);
+  }
+  return true;
+}
+
+}  // namespace
+
+RowParts cut_rows(std::span<const double> values, std::int64_t rows, std::int64_t cols,
+                  std::span<const std::int64_t> bounds, std::span<const Window> windows, int room) {
+  RowParts result;
+  result.room = room;
+  result.begin.push_back(0);
+  result.possible.assign(static_cast<std::size_t>(rows), 1);
+  const std::size_t segments = bounds.size() - 1;
+  const auto width = static_cast<std::size_t>(cols);
+  for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row) {
+    std::vector<Part> parts(1, Part(width, 0.0));
+    for (std::size_t s = 0; s < segments && result.possible[row] != 0; ++s) {
+      const auto from = static_cast<std::size_t>(bounds[s]);
+      const auto to = static_cast<std::size_t>(bounds[s + 1]);
+      const auto segment = values.subspan(row * width + from, to - from);
+      std::vector<double> rest(segment.begin(), segment.end());
+      if (!cut_segment(rest, windows[row * segments + s], room, from, width, parts)) {
+        result.possible[row] = 0;
+        parts.resize(1);
+      }
+    }
+    for (const Part& part : parts) {
+      result.values.insert(result.values.end(), part.begin(), part.end());
+    }
+    result.begin.push_back(result.begin.back() + static_cast<std::int64_t>(parts.size()));
+  }
+  return result;
+}
+
+}  // namespace moeref
