@@ -1,0 +1,205 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+
+#include "cli/commands.hpp"
+#include "cli/logical_weights.hpp"
+#include "cli/moe_case.hpp"
+#include "cli/selection.hpp"
+#include "cli/version.hpp"
+#include "io/safetensors.hpp"
+#include "quant/error.hpp"
+
+namespace moeref::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Arguments {
+  std::string checkpoint;
+  std::string layers = "*";
+  std::string backends = "reference";
+  std::string tokens = "64";
+  std::uint64_t seed = 0;
+  std::string hidden;
+  std::string tp;
+  std::string ep;
+  std::string output = "bf16";
+  bool stages = false;
+  bool weights = false;
+  bool bounds = false;
+  std::string folder;
+};
+
+std::string case_name(const std::string& model, const MoeLayer& layer, const LayerInputs& inputs,
+                      const CaseOptions& options, const Arguments& arguments) {
+  std::string name =
+      fmt::format("{}_l{}_{}_t{}", model, layer.layer, options.backend, inputs.hidden.rows);
+  name += arguments.hidden.empty() ? fmt::format("_s{}", arguments.seed)
+                                   : "_" + fs::path(arguments.hidden).stem().string();
+  const Shard& shard = options.shard;
+  if (shard.tp_size > 1) name += fmt::format("_tp{}of{}", shard.tp_rank, shard.tp_size);
+  if (shard.ep_size > 1) name += fmt::format("_ep{}of{}", shard.ep_rank, shard.ep_size);
+  if (options.output != Format::bf16) name += "_" + arguments.output;
+  return name;
+}
+
+/// One line of the summary.
+struct Written {
+  fs::path file;
+  nlohmann::json report;
+};
+
+Written write_case(const fs::path& file, const fs::path& checkpoint, const MoeLayer& layer,
+                   const LayerInputs& inputs, const CaseOptions& options,
+                   const Arguments& arguments, const ComputedCase& computed,
+                   const std::vector<Tensor>& bounds) {
+  nlohmann::json params = case_params(checkpoint, layer, inputs, options, computed.route.top_k);
+  if (arguments.hidden.empty()) params["seed"] = arguments.seed;
+  const std::vector<Tensor> outputs = output_tensors(layer, computed, options);
+  CaseWriter writer;
+  for (TensorView input : inputs.tensors) {
+    input.name = "in." + input.name;
+    writer.add(input);
+  }
+  for (const Tensor& output : outputs) writer.add(output.view());
+  for (const Tensor& bound : bounds) writer.add(bound.view());
+  if (options.weights) add_logical_weights(writer, shard(layer, options.shard));
+  writer.write(file, {{"op", "moe_forward"},
+                      {"params", metadata_text(params)},
+                      {"source", std::string("moeref ") + kVersion},
+                      {"note",
+                       "every stage is the correctly rounded value of the exact result of "
+                       "its inputs"}});
+  Written written{file, {}};
+  written.report["file"] = file.string();
+  written.report["params"] = params;
+  written.report["final_sha256"] = sha256(outputs.back().bytes);
+  const GemmStatistics& statistics = computed.result.statistics;
+  written.report["dots"] = {{"one_sum", statistics.one_sum},
+                            {"split", statistics.split},
+                            {"wide", statistics.wide},
+                            {"not_finite", statistics.not_finite}};
+  return written;
+}
+
+void print_summary(const Checkpoint& checkpoint, const std::vector<Written>& cases,
+                   const MoeLayer& last, double seconds) {
+  fmt::print("{} ({}), {} experts, hidden {}, intermediate {}, {} weights\n",
+             checkpoint.folder().string(), checkpoint.model_type(), last.expert_count(),
+             last.hidden, last.intermediate, last.weight_format);
+  for (const Written& written : cases) {
+    const nlohmann::json& params = written.report["params"];
+    const nlohmann::json& dots = written.report["dots"];
+    fmt::print("  layer {}  {}  {} tokens, top-{}, output {}\n", params["layer"].get<int>(),
+               params["backend"].get<std::string>(), params["tokens"].get<int>(),
+               params["top_k"].get<int>(), params["output"].get<std::string>());
+    fmt::print("    {} exact dot products: {} in one f64 sum, {} split, {} wide, {} not finite\n",
+               dots["one_sum"].get<std::int64_t>() + dots["split"].get<std::int64_t>() +
+                   dots["wide"].get<std::int64_t>() + dots["not_finite"].get<std::int64_t>(),
+               dots["one_sum"].get<std::int64_t>(), dots["split"].get<std::int64_t>(),
+               dots["wide"].get<std::int64_t>(), dots["not_finite"].get<std::int64_t>());
+    fmt::print("    sha256 of the output {}\n", written.report["final_sha256"].get<std::string>());
+    fmt::print("    -> {}\n", written.file.string());
+  }
+  fmt::print("{} golden file{} in {:.2f} s\n", cases.size(), cases.size() == 1 ? "" : "s", seconds);
+}
+
+void make_folder(const fs::path& folder) {
+  std::error_code status;
+  fs::create_directories(folder, status);
+  if (status) fail(folder.string(), "cannot be created ({}); choose another -o", status.message());
+}
+
+void run_golden(const Arguments& arguments, const GlobalOptions& global) {
+  const auto begin = std::chrono::steady_clock::now();
+  const fs::path folder = arguments.folder;
+  const Checkpoint checkpoint = Checkpoint::open(arguments.checkpoint);
+  const auto layers = parse_numbers("--layer", arguments.layers, checkpoint.moe_layers());
+  const auto backends = parse_backends(arguments.backends);
+  auto tokens = parse_numbers("--tokens", arguments.tokens, {});
+  if (!arguments.hidden.empty()) tokens = {0};  // the file has them
+  if (tokens.empty()) fail("--tokens", "'{}' names no number", arguments.tokens);
+  CaseOptions options;
+  options.shard = parse_shard(arguments.tp, arguments.ep);
+  options.output = parse_output_format(arguments.output);
+  options.stages = arguments.stages;
+  options.weights = arguments.weights;
+  const std::string model = fs::weakly_canonical(checkpoint.folder()).filename().string();
+  if (layers.empty()) fail(checkpoint.folder().string(), "has no layer with experts");
+
+  std::vector<Written> cases;
+  MoeLayer layer;
+  for (const std::int64_t index : layers) {
+    layer = checkpoint.load_layer(index);
+    const std::int64_t vocabulary =
+        layer.expert_table.bytes.empty() ? 0 : layer.expert_table.shape.at(0);
+    for (const std::int64_t count : tokens) {
+      const LayerInputs inputs =
+          arguments.hidden.empty()
+              ? random_layer_inputs(count, layer.hidden, arguments.seed, vocabulary)
+              : read_layer_inputs(arguments.hidden, layer.hidden);
+      for (const std::string& backend : backends) {
+        options.backend = backend;
+        const std::string name = case_name(model, layer, inputs, options, arguments);
+        if (arguments.bounds) check_boundable(inputs);
+        make_folder(folder);
+        const ComputedCase computed = compute_case(layer, inputs, options, global, name);
+        std::vector<Tensor> bounds;
+        if (arguments.bounds) bounds = bound_tensors(layer, inputs, computed, options, global);
+        cases.push_back(write_case(folder / (name + ".safetensors"), checkpoint.folder(), layer,
+                                   inputs, options, arguments, computed, bounds));
+      }
+    }
+  }
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (global.json) {
+    nlohmann::json reports = nlohmann::json::array();
+    for (const Written& written : cases) reports.push_back(written.report);
+    print_json(reports);
+  } else if (!global.quiet) {
+    print_summary(checkpoint, cases, layer, seconds);
+  }
+}
+
+}  // namespace
+
+void add_golden_command(CLI::App& app, const GlobalOptions& global) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand(
+      "golden", "compute golden outputs of MoE layers of a checkpoint, one file a case");
+  command->add_option("checkpoint", arguments->checkpoint, "model folder in Hugging Face form")
+      ->required();
+  command->add_option("--layer", arguments->layers,
+                      "the model's own layer numbers: 3, 0,2,5-7 or * (default: all MoE layers)");
+  command->add_option("--backend", arguments->backends, "backend names, or *");
+  CLI::Option* tokens =
+      command->add_option("--tokens", arguments->tokens, "token counts: 64, 1,7,64 (default 64)");
+  CLI::Option* seed = command->add_option("--seed", arguments->seed,
+                                          "seed of the random hidden states (default 0)");
+  seed->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--hidden", arguments->hidden,
+                   "safetensors file with hidden_states (and input_ids, topk_ids, topk_weights) "
+                   "instead of random ones")
+      ->excludes(tokens)
+      ->excludes(seed);
+  command->add_option("--tp", arguments->tp, "tensor-parallel rank, R/N");
+  command->add_option("--ep", arguments->ep, "expert-parallel rank, R/N");
+  command->add_option("--output", arguments->output, "output type: bf16 (default), f16, f32");
+  command->add_flag("--stages", arguments->stages, "also write every stage");
+  command->add_flag("--weights", arguments->weights, "also write the weights the backend reads");
+  command->add_flag("--bounds", arguments->bounds,
+                    "also write, per output, the interval for f32 arithmetic in any order; check "
+                    "then tells 'allowed' from 'wrong'");
+  command->add_option("-o,--out", arguments->folder, "folder for the files")->required();
+  command->footer(
+      "Examples:\n"
+      "  moeref golden gpt-oss-20b --layer 0 --tokens 1,64 --seed 7 --stages -o golden\n"
+      "  moeref golden DeepSeek-V3 --layer 3-5 --hidden dump.safetensors --ep 2/8 -o golden");
+  command->callback([arguments, &global] { run_golden(*arguments, global); });
+}
+
+}  // namespace moeref::cli

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/commands.hpp"
+#include "engine/moe.hpp"
+#include "io/checkpoint.hpp"
+#include "io/layer_inputs.hpp"
+#include "layout/shard.hpp"
+#include "quant/tensor.hpp"
+
+namespace moeref::cli {
+
+/// What decides the result of one case, beside the checkpoint and its inputs.
+struct CaseOptions {
+  std::string backend = "reference";
+  Shard shard;
+  Format output = Format::bf16;
+  bool stages = false;
+  bool weights = false;  ///< also write the logical weights
+};
+
+/// One computed layer: the routing, the output, the stages if asked for.
+struct ComputedCase {
+  std::vector<float> logits;  ///< [tokens, experts]; empty if the routing was given
+  Route route;
+  ForwardResult result;
+};
+
+/// Routes (unless the inputs bring a routing) and runs the layer's shard.
+ComputedCase compute_case(const MoeLayer& layer, const LayerInputs& inputs,
+                          const CaseOptions& options, const GlobalOptions& global,
+                          const std::string& label);
+
+/// Values as a tensor of the output format (f32, bf16, f16), which they already are on the grid of.
+Tensor output_tensor(std::string name, Format format, Shape shape,
+                     const std::vector<float>& values);
+
+/// Tensors out.* of a case: router_logits, topk_ids, topk_weights (if the layer routed itself),
+/// stages, final.
+std::vector<Tensor> output_tensors(const MoeLayer& layer, const ComputedCase& computed,
+                                   const CaseOptions& options);
+
+/// Error: hidden states that bounds cannot be derived for.
+void check_boundable(const LayerInputs& inputs);
+
+/// Tensors low.final and high.final: the interval for every implementation that computes in f32, in
+/// any order, from the same routing, and rounds once to the output type. Error: hidden states that
+/// are not plain floats.
+std::vector<Tensor> bound_tensors(const MoeLayer& layer, const LayerInputs& inputs,
+                                  const ComputedCase& computed, const CaseOptions& options,
+                                  const GlobalOptions& global);
+
+/// The metadata "params" of a case: all that is needed to compute it again.
+/// The checkpoint is named by its folder alone, so that the same job gives the same bytes wherever
+/// it runs.
+nlohmann::json case_params(const std::filesystem::path& checkpoint, const MoeLayer& layer,
+                           const LayerInputs& inputs, const CaseOptions& options,
+                           std::int64_t top_k);
+
+/// The text of `params` for a file's metadata.
+std::string metadata_text(const nlohmann::json& params);
+
+/// Lower-case hexadecimal SHA-256 of a tensor's bytes.
+std::string sha256(std::span<const std::byte> bytes);
+
+}  // namespace moeref::cli

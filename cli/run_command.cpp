@@ -1,0 +1,230 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <optional>
+
+#include "cli/case_writer.hpp"
+#include "cli/commands.hpp"
+#include "cli/moe_case.hpp"
+#include "cli/selection.hpp"
+#include "cli/version.hpp"
+#include "io/json_file.hpp"
+#include "io/safetensors.hpp"
+#include "quant/error.hpp"
+
+namespace moeref::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Arguments {
+  std::string source;
+  std::optional<std::int64_t> layer;
+  std::string backend = "reference";
+  std::int64_t tokens = 64;
+  std::uint64_t seed = 0;
+  std::string hidden;
+  std::string checkpoint;
+  std::string tp;
+  std::string ep;
+  std::string output;
+  bool stages = false;
+  std::string out;
+  std::vector<std::string> checkpoint_options;  ///< those given that a golden file does not take
+};
+
+/// What to run: which layer of which checkpoint, on which inputs.
+struct Job {
+  std::string checkpoint;
+  MoeLayer layer;
+  LayerInputs inputs;
+  CaseOptions options;
+  std::string expected_sha256;  ///< of out.final in the golden file, if the source was one and
+                                ///< nothing was overridden
+};
+
+template <typename T>
+T param(const nlohmann::json& params, const std::string& file, const char* key) {
+  try {
+    return params.at(key).get<T>();
+  } catch (const nlohmann::json::exception&) {
+    fail(file, "its metadata params lack a proper '{}'; is it a golden file of moeref?", key);
+  }
+}
+
+/// The checkpoint of a golden file: as given, else a folder of the stored name beside the file or
+/// here.
+std::string find_checkpoint(const Arguments& arguments, const std::string& stored) {
+  if (!arguments.checkpoint.empty()) return arguments.checkpoint;
+  std::error_code unreadable;
+  for (const fs::path& folder :
+       {fs::path(arguments.source).parent_path() / stored, fs::path(stored)}) {
+    if (fs::is_directory(folder, unreadable)) return folder.string();
+  }
+  fail(arguments.source,
+       "was made from the checkpoint {}, which is neither beside it nor here; give "
+       "its folder with --checkpoint",
+       stored);
+}
+
+nlohmann::json golden_params(const SafetensorsFile& file) {
+  const auto found = file.metadata().find("params");
+  if (found == file.metadata().end()) {
+    fail(file.path().string(), "has no metadata params; give a golden file or a checkpoint folder");
+  }
+  return parse_json_object(file.path().string() + ": metadata params", found->second);
+}
+
+/// Error: the checkpoint holds another layer than the one that the golden file was made from.
+void check_same_layer(const Arguments& arguments, const nlohmann::json& params,
+                      const MoeLayer& layer) {
+  const auto compare = [&](const char* key, const nlohmann::json& actual) {
+    if (params.value(key, nlohmann::json()) == actual) return;
+    fail(arguments.source, "was made from a layer with {} {}, the checkpoint's has {}", key,
+         params.value(key, nlohmann::json()).dump(), actual.dump());
+  };
+  compare("model_type", layer.model_type);
+  compare("hidden", layer.hidden);
+  compare("intermediate", layer.intermediate);
+  compare("experts", layer.expert_count());
+  compare("weight_format", layer.weight_format);
+}
+
+Job job_from_golden(const Arguments& arguments) {
+  const auto file = SafetensorsFile::open(arguments.source);
+  const nlohmann::json params = golden_params(*file);
+  Job job;
+  job.checkpoint =
+      find_checkpoint(arguments, param<std::string>(params, arguments.source, "checkpoint"));
+  job.layer = Checkpoint::open(job.checkpoint)
+                  .load_layer(param<std::int64_t>(params, arguments.source, "layer"));
+  check_same_layer(arguments, params, job.layer);
+  job.inputs = read_layer_inputs(arguments.source, job.layer.hidden);
+  job.options.backend = param<std::string>(params, arguments.source, "backend");
+  parse_backends(job.options.backend);
+  const bool sharded = !arguments.tp.empty() || !arguments.ep.empty();
+  job.options.shard = sharded ? parse_shard(arguments.tp, arguments.ep)
+                              : parse_shard(param<std::string>(params, arguments.source, "tp"),
+                                            param<std::string>(params, arguments.source, "ep"));
+  const auto output = param<std::string>(params, arguments.source, "output");
+  job.options.output = parse_output_format(arguments.output.empty() ? output : arguments.output);
+  const bool same = !sharded && (arguments.output.empty() || arguments.output == output);
+  if (const TensorView* final = file->find("out.final"); final != nullptr && same) {
+    job.expected_sha256 = sha256(final->bytes);
+  }
+  return job;
+}
+
+Job job_from_checkpoint(const Arguments& arguments) {
+  const Checkpoint checkpoint = Checkpoint::open(arguments.source);
+  Job job;
+  job.checkpoint = arguments.source;
+  if (checkpoint.moe_layers().empty()) fail(arguments.source, "has no layer with experts");
+  job.layer = checkpoint.load_layer(arguments.layer.value_or(checkpoint.moe_layers().front()));
+  const std::int64_t vocabulary =
+      job.layer.expert_table.bytes.empty() ? 0 : job.layer.expert_table.shape.at(0);
+  job.inputs = arguments.hidden.empty() ? random_layer_inputs(arguments.tokens, job.layer.hidden,
+                                                              arguments.seed, vocabulary)
+                                        : read_layer_inputs(arguments.hidden, job.layer.hidden);
+  job.options.backend = parse_backends(arguments.backend).front();
+  job.options.shard = parse_shard(arguments.tp, arguments.ep);
+  job.options.output = parse_output_format(arguments.output.empty() ? "bf16" : arguments.output);
+  return job;
+}
+
+/// Error: an option that the source does not take, which would be ignored.
+void check_options(const Arguments& arguments, bool golden) {
+  if (golden && !arguments.checkpoint_options.empty()) {
+    fail(arguments.checkpoint_options.front(),
+         "goes with a checkpoint; a golden file brings its layer, inputs and backend");
+  }
+  if (!golden && !arguments.checkpoint.empty()) {
+    fail("--checkpoint", "goes with a golden file; {} is the checkpoint already", arguments.source);
+  }
+  std::error_code unreadable;
+  if (!arguments.out.empty() && fs::equivalent(arguments.out, arguments.source, unreadable)) {
+    fail(arguments.out, "is the golden file itself; choose another -o");
+  }
+}
+
+void run_forward(const Arguments& arguments, const GlobalOptions& global) {
+  std::error_code unreadable;
+  const bool golden = fs::path(arguments.source).extension() == ".safetensors" &&
+                      !fs::is_directory(arguments.source, unreadable);
+  check_options(arguments, golden);
+  Job job = golden ? job_from_golden(arguments) : job_from_checkpoint(arguments);
+  job.options.stages = arguments.stages;
+  const auto begin = std::chrono::steady_clock::now();
+  const ComputedCase computed = compute_case(job.layer, job.inputs, job.options, global, "run");
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const std::vector<Tensor> outputs = output_tensors(job.layer, computed, job.options);
+  const nlohmann::json params =
+      case_params(job.checkpoint, job.layer, job.inputs, job.options, computed.route.top_k);
+  if (!arguments.out.empty()) {
+    CaseWriter writer;
+    for (const Tensor& output : outputs) writer.add(output.view());
+    writer.write(arguments.out, {{"op", "moe_output"},
+                                 {"params", metadata_text(params)},
+                                 {"source", std::string("moeref ") + kVersion}});
+  }
+  const std::string digest = sha256(outputs.back().bytes);
+  const bool compared = !job.expected_sha256.empty();
+  const bool equal = digest == job.expected_sha256;
+  if (global.json) {
+    nlohmann::json report{{"params", params}, {"final_sha256", digest}, {"seconds", seconds}};
+    if (compared) report["equals_golden"] = equal;
+    if (!arguments.out.empty()) report["file"] = arguments.out;
+    print_json(report);
+  } else if (!global.quiet) {
+    fmt::print("{} layer {}, {} tokens, {} numerics, {:.3f} s\n", job.checkpoint, job.layer.layer,
+               job.inputs.hidden.rows, job.options.backend, seconds);
+    fmt::print("sha256 of the output {}{}\n", digest,
+               !compared ? ""
+               : equal   ? ", equal to the golden file"
+                         : ", NOT the golden file's");
+    if (!arguments.out.empty()) fmt::print("-> {}\n", arguments.out);
+  }
+  if (compared && !equal) throw ExitWith{1};
+}
+
+}  // namespace
+
+void add_run_command(CLI::App& app, const GlobalOptions& global) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command =
+      app.add_subcommand("run", "run one layer's forward on a checkpoint, or a golden file again");
+  command
+      ->add_option("source", arguments->source,
+                   "checkpoint folder, or golden file (its inputs are run again and compared)")
+      ->required();
+  std::vector<CLI::Option*> for_checkpoints{
+      command->add_option("--layer", arguments->layer,
+                          "layer number (default: the first MoE layer)"),
+      command->add_option("--backend", arguments->backend, "backend name"),
+      command->add_option("--tokens", arguments->tokens, "random tokens (default 64)"),
+      command->add_option("--seed", arguments->seed, "seed of the random hidden states"),
+      command->add_option("--hidden", arguments->hidden, "safetensors file with hidden_states")};
+  for_checkpoints[3]->check(CLI::NonNegativeNumber);
+  for_checkpoints[4]->excludes(for_checkpoints[2])->excludes(for_checkpoints[3]);
+  command->add_option("--checkpoint", arguments->checkpoint,
+                      "the checkpoint of a golden file, if it is not where the file says");
+  command->add_option("--tp", arguments->tp, "tensor-parallel rank, R/N");
+  command->add_option("--ep", arguments->ep, "expert-parallel rank, R/N");
+  command->add_option("--output", arguments->output, "output type: bf16 (default), f16, f32");
+  command->add_flag("--stages", arguments->stages, "also write every stage");
+  command->add_option("-o,--out", arguments->out, "file for the outputs");
+  command->footer(
+      "Examples:\n"
+      "  moeref run gpt-oss-20b --layer 0 --tokens 8 --stages -o out.safetensors\n"
+      "  moeref run golden/CASE.safetensors --checkpoint gpt-oss-20b");
+  command->callback([arguments, for_checkpoints, &global] {
+    for (const CLI::Option* option : for_checkpoints) {
+      if (option->count() > 0) arguments->checkpoint_options.push_back(option->get_name());
+    }
+    run_forward(*arguments, global);
+  });
+}
+
+}  // namespace moeref::cli
