@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "quant/scaled_matrix.hpp"
+
+namespace moeref::bench {
+
+/// A matrix with storage of its own.
+struct Operand {
+  std::vector<std::byte> codes;
+  std::vector<std::byte> scales;
+  ScaledMatrix matrix;
+};
+
+/// Random weights as a checkpoint has them. Forms: "mxfp4", "nvfp4", "mxfp8", "fp8_channel",
+/// "fp8_block", "bf16".
+Operand random_weight(const char* form, std::int64_t rows, std::int64_t cols, std::uint64_t seed);
+
+/// Activations N(0, 1): "bf16" or "f32" (f32 values have all 24 bits, as the stages of `reference`
+/// do).
+Operand random_activations(const char* form, std::int64_t rows, std::int64_t cols,
+                           std::uint64_t seed);
+
+/// Measured once per process, one thread: bytes per second of reading memory far larger than the
+/// caches.
+double read_bandwidth();
+/// Measured once per process, one thread: f64 multiply-adds per second times two, of the best
+/// vector code of this build.
+double peak_f64_flops();
+
+/// Puts CPU, instruction set and the two limits above into the benchmark's context.
+void add_context();
+
+}  // namespace moeref::bench
