@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the tests: `./test.sh` all but the long ones, `./test.sh --all` every one (about an hour on two cores); what follows
+# Runs the tests: `./test.sh` all but the long ones, `./test.sh --all` every one (about ten minutes on two cores); what follows
 # goes to ctest.
 set -eu
 cd "$(dirname "$0")"
