@@ -5,7 +5,7 @@
 #include "cli/conform/sha256.hpp"
 #include "cli/progress.hpp"
 #include "engine/bounds/block.hpp"
-#include "engine/parallel.hpp"
+#include "quant/parallel.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"

@@ -12,7 +12,7 @@
 #include "engine/exact/rounding.hpp"
 #include "engine/exact/superaccumulator.hpp"
 #include "engine/operand.hpp"
-#include "engine/parallel.hpp"
+#include "quant/parallel.hpp"
 #include "engine/row_parts.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"

@@ -9,7 +9,7 @@
 #include "engine/exact/linear_form.hpp"
 #include "engine/exact/rounding.hpp"
 #include "engine/operand.hpp"
-#include "engine/parallel.hpp"
+#include "quant/parallel.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 

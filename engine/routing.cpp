@@ -10,7 +10,7 @@
 #include <optional>
 #include <string_view>
 
-#include "engine/parallel.hpp"
+#include "quant/parallel.hpp"
 #include "engine/routing_scores.hpp"
 #include "engine/routing_select.hpp"
 #include "quant/error.hpp"

@@ -23,8 +23,7 @@ std::int64_t share_of(std::int64_t total, std::int64_t size, const char* option,
 }
 
 /// Gate and up by rows, down by columns.
-Expert shard_expert(Expert expert, std::int64_t rank, std::int64_t share) {
-  const std::int64_t begin = rank * share;
+Expert shard_expert(Expert expert, std::int64_t begin, std::int64_t share) {
   for (ScaledMatrix* by_rows : {&expert.gate, &expert.up}) {
     if (*by_rows) *by_rows = row_slice(*by_rows, begin, share);
   }
@@ -32,7 +31,7 @@ Expert shard_expert(Expert expert, std::int64_t rank, std::int64_t share) {
     if (*bias) *bias = col_slice(*bias, begin, share);
   }
   expert.down = col_slice(expert.down, begin, share);
-  if (rank != 0) expert.down_bias = ScaledMatrix{};
+  if (begin != 0) expert.down_bias = ScaledMatrix{};
   return expert;
 }
 
@@ -64,14 +63,22 @@ MoeLayer shard(const MoeLayer& layer, const Shard& rank) {
   if (rank.tp_size > 1) {
     part.intermediate = share_of(layer.intermediate, rank.tp_size, "--tp", "the intermediate size");
     for (Expert& expert : part.experts) {
-      expert = shard_expert(expert, rank.tp_rank, part.intermediate);
+      expert = shard_expert(expert, rank.tp_rank * part.intermediate, part.intermediate);
     }
     if (part.shared) {
       const std::int64_t width = share_of(part.shared->up.rows, rank.tp_size, "--tp",
                                           "the shared expert's intermediate size");
-      part.shared = shard_expert(*part.shared, rank.tp_rank, width);
+      part.shared = shard_expert(*part.shared, rank.tp_rank * width, width);
     }
   }
+  return part;
+}
+
+MoeLayer tp_part(const MoeLayer& layer, std::int64_t begin, std::int64_t count) {
+  MoeLayer part = layer;
+  part.intermediate = count;
+  part.shared.reset();
+  for (Expert& expert : part.experts) expert = shard_expert(expert, begin, count);
   return part;
 }
 

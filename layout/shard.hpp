@@ -28,4 +28,9 @@ struct Shard {
 /// Source: sglang python/sglang/srt/layers/moe/fused_moe_triton/layer.py _load_w13, _load_w2.
 MoeLayer shard(const MoeLayer& layer, const Shard& rank);
 
+/// Rows [begin, begin + count) of gate and up and these columns of down, of the routed experts:
+/// what a loader with another rule than `shard` gives a rank. `count` may be 0. The down bias stays
+/// if begin is 0; the shared expert is left out.
+MoeLayer tp_part(const MoeLayer& layer, std::int64_t begin, std::int64_t count);
+
 }  // namespace moeref

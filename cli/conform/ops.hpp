@@ -29,6 +29,13 @@ std::span<const NamedOperation> all_operations();
 /// The operation, or nullptr.
 Operation find_operation(std::string_view op);
 
+/// The operations of one area, in its own file.
+std::span<const NamedOperation> layout_nvidia_operations();
+std::span<const NamedOperation> layout_marlin_operations();
+std::span<const NamedOperation> layout_triton_operations();
+std::span<const NamedOperation> layout_deepgemm_operations();
+std::span<const NamedOperation> layout_amd_operations();
+
 /// f32, bf16 or f16 to codes. params: flavour, format, input, device. in: f32_bits, or range =
 /// [first, end) of the bit patterns of type `input`. out: "[<format>_]<policy>[_bits]".
 OpResult run_encode(const GoldenCase& golden);

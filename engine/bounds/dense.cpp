@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "engine/bounds/double_double.hpp"
-#include "engine/parallel.hpp"
+#include "quant/parallel.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"

@@ -1,0 +1,78 @@
+#include "cli/conform/layout_case.hpp"
+
+#include "quant/error.hpp"
+
+namespace moeref::conform {
+
+Tensor run_steps(const GoldenCase& golden, std::string_view input, int element_bits,
+                 const std::vector<Step>& steps, GateOrder order) {
+  const TensorView& view = golden.input(input);
+  const TensorStack stack = dense_stack(view, order, element_bits);
+  const Plan plan = make_plan(golden.subject(view.name), stack, steps, nullptr);
+  Tensor made{view.name, plan.dtype, plan.shape, {}};
+  made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
+  apply(plan.map, stack, plan.recoders, made.bytes, 1);
+  return made;
+}
+
+LayerTensors case_layer(const GoldenCase& golden, GateOrder order, std::string weight_format,
+                        int code_bits) {
+  LayerTensors layer;
+  const bool gated = order != GateOrder::none;
+  for (int i = 0; i < kSlotCount; ++i) {
+    const auto slot = static_cast<Slot>(i);
+    const TensorView* view = golden.find_input(name(slot));
+    if (view == nullptr) continue;
+    const bool codes = slot == Slot::w13 || slot == Slot::w2;
+    const bool halved = slot == Slot::w13 || slot == Slot::w13_scale || slot == Slot::w13_bias;
+    const bool bias = slot == Slot::w13_bias || slot == Slot::w2_bias;
+    TensorView column = *view;
+    if (bias) column.shape.push_back(1);
+    layer.stacks[static_cast<std::size_t>(i)] = dense_stack(
+        column, halved ? order : GateOrder::none, codes ? code_bits : info(view->dtype).bits);
+  }
+  const TensorStack& w13 = layer.at(Slot::w13);
+  const TensorStack& w2 = layer.at(Slot::w2);
+  const auto set_blocks = [&layer](Slot scale, const TensorStack& weight) {
+    auto& stack = layer.stacks[static_cast<std::size_t>(scale)];
+    if (!stack) return;
+    stack->block_rows = ceil_div(weight.half_rows, stack->half_rows);
+    stack->block_cols = ceil_div(weight.cols, stack->cols);
+  };
+  set_blocks(Slot::w13_scale, w13);
+  set_blocks(Slot::w2_scale, w2);
+  LayerShape& shape = layer.shape;
+  shape.model = golden.path.filename().string();
+  shape.weight_format = std::move(weight_format);
+  shape.experts = shape.total_experts = w13.experts;
+  shape.hidden = w13.cols;
+  shape.intermediate = shape.stride = shape.full_intermediate = w13.half_rows;
+  shape.gated = gated;
+  shape.bias = layer.find(Slot::w13_bias) != nullptr;
+  if (w2.rows() != shape.hidden || w2.cols != shape.intermediate || w2.experts != w13.experts) {
+    fail(golden.subject("in.w2"), "is [{}, {}, {}]; w13 needs [{}, {}, {}]", w2.experts, w2.rows(),
+         w2.cols, w13.experts, shape.hidden, shape.intermediate);
+  }
+  return layer;
+}
+
+ComputedOutputs run_backend(std::string_view backend, std::span<const std::string> options,
+                            LayerTensors layer) {
+  const Backend& found = find_backend(backend);
+  const PreparedLayer prepared =
+      plan_tensors(found, parse_options(found, options), std::move(layer));
+  ComputedOutputs outputs;
+  for (const PreparedTensor& tensor : prepared.tensors) {
+    outputs.emplace(tensor.name, make(tensor, 1));
+  }
+  return outputs;
+}
+
+bool flag_param(const GoldenCase& golden, std::string_view name, bool fallback) {
+  const auto found = golden.params.find(name);
+  if (found == golden.params.end()) return fallback;
+  if (!found->is_boolean()) fail(golden.path.string(), "params.{} must be true or false", name);
+  return found->get<bool>();
+}
+
+}  // namespace moeref::conform

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "cli/conform/ops.hpp"
+#include "layout/prepare.hpp"
+
+// How golden cases of layout operations meet the steps and recipes.
+
+namespace moeref::conform {
+
+/// in.`input` ([experts, rows, cols], [rows, cols] or [n]) through `steps`, as a tensor of the
+/// prepared shape; compared by bytes and element count, so the stored shape may split it otherwise.
+/// `element_bits`: 4 for packed codes, else that of the dtype.
+Tensor run_steps(const GoldenCase& golden, std::string_view input, int element_bits,
+                 const std::vector<Step>& steps, GateOrder order = GateOrder::separate);
+
+/// The inputs w13, w13_scale, w13_bias, w2, w2_scale, w2_bias (those present) as a logical layer.
+/// `order`: of the halves in the file; none = not gated. FP4 codes: `code_bits` 4. Scalars are
+/// absent; add them.
+LayerTensors case_layer(const GoldenCase& golden, GateOrder order, std::string weight_format,
+                        int code_bits);
+
+/// Every tensor that `backend` prepares from the layer, by name.
+ComputedOutputs run_backend(std::string_view backend, std::span<const std::string> options,
+                            LayerTensors layer);
+
+/// A boolean parameter; `fallback` if absent. Error: not a boolean.
+bool flag_param(const GoldenCase& golden, std::string_view name, bool fallback);
+
+}  // namespace moeref::conform

@@ -1,0 +1,7 @@
+#include "cli/conform/layout_case.hpp"
+
+namespace moeref::conform {
+
+std::span<const NamedOperation> layout_deepgemm_operations() { return {}; }
+
+}  // namespace moeref::conform

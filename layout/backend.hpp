@@ -1,0 +1,127 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "layout/loader.hpp"
+#include "layout/step.hpp"
+
+namespace moeref {
+
+/// A choice that a backend leaves open: an upstream variant, a layout version, a framework's mode.
+struct OptionInfo {
+  std::string_view name;
+  std::vector<std::string_view> values;  ///< the first is the default; a lone "N" = an integer
+  std::string_view summary;
+};
+
+/// Chosen values by option name, complete.
+class Options {
+ public:
+  Options() = default;
+  explicit Options(std::map<std::string, std::string, std::less<>> values)
+      : values_(std::move(values)) {}
+  const std::string& operator[](std::string_view name) const { return values_.find(name)->second; }
+  bool is(std::string_view name, std::string_view value) const { return (*this)[name] == value; }
+  std::int64_t integer(std::string_view name) const;
+  const std::map<std::string, std::string, std::less<>>& values() const { return values_; }
+
+ private:
+  std::map<std::string, std::string, std::less<>> values_;
+};
+
+/// One tensor that a backend prepares from a tensor of the logical layer.
+struct TensorRecipe {
+  std::string name;  ///< of the prepared tensor: "w13", "w13_scale", ...
+  Slot from = Slot::w13;
+  /// From the loaded tensor (gate rows, then up rows) to the kernel's bytes.
+  std::vector<Step> steps;
+  /// The last `kernel_steps` steps are the kernel's own order: it reads the tensor as the halves,
+  /// sizes and columns of KernelReading after undoing them. The steps before are the framework's.
+  std::size_t kernel_steps = 0;
+};
+
+/// Numbers that a backend passes beside the tensors.
+struct ScalarRecipe {
+  std::string name;     ///< "g1_alphas"
+  std::string formula;  ///< as evaluated, f32, left to right: "a1 * w13_scale_2[e][gate]"
+  bool per_expert = true;
+  std::function<std::vector<float>(const ExpertScalars&, const LayerShape&)> values;
+};
+
+/// Scales as a kernel decodes them: prepared bytes of an expert's scales, the kernel's order
+/// undone, to f32 [rows, cols].
+using ScaleDecoder = std::function<std::vector<float>(std::span<const std::byte> scales)>;
+/// The prepared scalars by name.
+using ScalarValues = std::map<std::string, std::vector<float>, std::less<>>;
+
+/// What the kernel takes the prepared tensors for: written down from the kernel, not from the
+/// preparation, so that an audit can hold one against the other.
+struct KernelReading {
+  GateOrder order = GateOrder::gate_up;  ///< of the halves of w13: gate_up or up_gate; none
+  std::int64_t intermediate = 0;  ///< rows of a half of w13 = columns of w2, padding included
+  std::int64_t hidden = 0;        ///< columns of w13 = rows of w2, padding included
+  Format codes = Format::bf16;
+  std::int64_t block_rows = 0;  ///< of the block scales; 0 = the kernel reads none
+  std::int64_t block_cols = 0;
+  ScaleDecoder w13_scale;  ///< empty = none
+  ScaleDecoder w2_scale;
+  /// Factor of the whole gate, up and down matrix of expert e from the prepared scalars; empty = 1.
+  std::function<float(const ScalarValues&, std::int64_t expert)> gate_factor;
+  std::function<float(const ScalarValues&, std::int64_t expert)> up_factor;
+  std::function<float(const ScalarValues&, std::int64_t expert)> down_factor;
+};
+
+/// What a backend does with the weights of one layer.
+struct Recipe {
+  std::vector<TensorRecipe> tensors;
+  std::vector<ScalarRecipe> scalars;
+  KernelReading kernel;
+  std::vector<std::string> notes;  ///< facts for the user: "gate's global scale also serves up"
+};
+
+/// A size that must be a multiple, checked before anything else.
+struct AlignmentRule {
+  std::string_view size;  ///< "hidden", "intermediate" (of the rank, as loaded), "experts"
+  std::int64_t multiple;
+  std::string_view when;    ///< "", "gated", "not gated"
+  std::string_view reason;  ///< who needs it: "FlashInfer binding: 128-bit loads"
+};
+
+/// A weight-preparation pipeline. One file in layout/backends/, one line in backends.inc.
+struct Backend {
+  std::string_view name;
+  std::string_view family;
+  std::string_view summary;               ///< one line
+  std::vector<std::string_view> formats;  ///< weight formats it takes
+  std::vector<OptionInfo> options;
+  std::vector<AlignmentRule> rules;
+  /// How a tensor-parallel rank's part is cut; null = unpadded_loader.
+  Loader (*loader)(const LayerShape& whole, const Options& options) = nullptr;
+  /// The steps for a loaded shape that fits `formats` and `rules`. Error: conditions that rules
+  /// cannot say.
+  Recipe (*recipe)(const LayerShape& shape, const Options& options) = nullptr;
+};
+
+namespace backends {
+#define MOEREF_BACKEND(name) extern const Backend name;
+#include "layout/backends.inc"
+#undef MOEREF_BACKEND
+}  // namespace backends
+
+/// Every backend, in the order of backends.inc.
+std::span<const Backend* const> all_backends();
+/// Error: an unknown name; lists the nearest.
+const Backend& find_backend(std::string_view name);
+
+/// The defaults, overridden by "key=value" texts. Error: unknown key or value; lists them.
+Options parse_options(const Backend& backend, std::span<const std::string> texts);
+/// Checks format, gating and alignment rules, then gives the steps. Error: one line with the rule.
+Recipe make_recipe(const Backend& backend, const LayerShape& shape, const Options& options);
+
+}  // namespace moeref

@@ -1,0 +1,98 @@
+#include "layout/prepare.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "quant/error.hpp"
+
+namespace moeref {
+namespace {
+
+PreparedTensor plan_matrix(const TensorRecipe& recipe, const LayerTensors& tensors) {
+  const TensorStack& stack = tensors.at(recipe.from);
+  PreparedTensor prepared;
+  prepared.name = recipe.name;
+  prepared.plan = make_plan(recipe.name, stack, recipe.steps, &tensors);
+  prepared.dtype = prepared.plan.dtype;
+  prepared.shape = prepared.plan.shape;
+  prepared.strides = prepared.plan.strides;
+  prepared.from = &stack;
+  return prepared;
+}
+
+PreparedTensor plan_scalar(const ScalarRecipe& recipe, const LayerTensors& tensors) {
+  PreparedTensor prepared;
+  prepared.name = recipe.name;
+  prepared.dtype = DType::f32;
+  prepared.values = recipe.values(tensors.scalars, tensors.shape);
+  if (recipe.per_expert) prepared.shape = {static_cast<std::int64_t>(prepared.values.size())};
+  return prepared;
+}
+
+void plan_all(PreparedLayer& prepared) {
+  prepared.recipe = make_recipe(*prepared.backend, prepared.source->shape, prepared.options);
+  for (const TensorRecipe& recipe : prepared.recipe.tensors) {
+    prepared.tensors.push_back(plan_matrix(recipe, *prepared.source));
+  }
+  for (const ScalarRecipe& recipe : prepared.recipe.scalars) {
+    prepared.tensors.push_back(plan_scalar(recipe, *prepared.source));
+  }
+}
+
+}  // namespace
+
+PreparedLayer plan_tensors(const Backend& backend, const Options& options, LayerTensors tensors) {
+  PreparedLayer prepared;
+  prepared.backend = &backend;
+  prepared.options = options;
+  prepared.source = std::make_shared<const LayerTensors>(std::move(tensors));
+  prepared.range = {0, prepared.source->shape.intermediate, prepared.source->shape.stride};
+  plan_all(prepared);
+  return prepared;
+}
+
+PreparedLayer plan_layer(const Backend& backend, const Options& options, const MoeLayer& layer,
+                         const Shard& rank) {
+  const MoeLayer owned = shard(layer, {.ep_rank = rank.ep_rank, .ep_size = rank.ep_size});
+  LayerTensors whole = layer_tensors(owned, layer);
+  const Loader loader = backend.loader != nullptr ? backend.loader(whole.shape, options) : Loader{};
+  const LoadedRange range = loaded_range(loader, layer.intermediate, rank.tp_rank, rank.tp_size);
+  LayerTensors part = rank.tp_size == 1
+                          ? std::move(whole)
+                          : layer_tensors(tp_part(owned, range.begin, range.count), layer);
+  part.shape.stride = range.stride;
+  part.shape.tp_rank = rank.tp_rank;
+  part.shape.tp_size = rank.tp_size;
+
+  PreparedLayer prepared;
+  prepared.backend = &backend;
+  prepared.options = options;
+  prepared.rank = rank;
+  prepared.range = range;
+  prepared.source = std::make_shared<const LayerTensors>(std::move(part));
+  prepared.storage = layer.storage;
+  plan_all(prepared);
+  return prepared;
+}
+
+std::int64_t byte_count(const PreparedTensor& tensor) {
+  return tensor.from != nullptr ? tensor.plan.map.experts * tensor.plan.map.out_bytes()
+                                : static_cast<std::int64_t>(tensor.values.size() * sizeof(float));
+}
+
+void make(const PreparedTensor& tensor, std::span<std::byte> out, int threads) {
+  if (tensor.from != nullptr) {
+    apply(tensor.plan.map, *tensor.from, tensor.plan.recoders, out, threads);
+  } else {
+    std::memcpy(out.data(), tensor.values.data(), out.size());
+  }
+}
+
+Tensor make(const PreparedTensor& tensor, int threads) {
+  Tensor made{tensor.name, tensor.dtype, tensor.shape, {}};
+  made.bytes.resize(static_cast<std::size_t>(byte_count(tensor)));
+  make(tensor, made.bytes, threads);
+  return made;
+}
+
+}  // namespace moeref
