@@ -51,6 +51,7 @@ struct ScalarRecipe {
   std::string name;     ///< "g1_alphas"
   std::string formula;  ///< as evaluated, f32, left to right: "a1 * w13_scale_2[e][gate]"
   bool per_expert = true;
+  /// Empty result: the backend does not pass this tensor for this layer.
   std::function<std::vector<float>(const ExpertScalars&, const LayerShape&)> values;
 };
 
@@ -72,9 +73,13 @@ struct KernelReading {
   ScaleDecoder w13_scale;  ///< empty = none
   ScaleDecoder w2_scale;
   /// Factor of the whole gate, up and down matrix of expert e from the prepared scalars; empty = 1.
+  /// If activation scales a1, a2 are folded into them, input_scale_13 and input_scale_2 tell a1 and
+  /// a2: the weight's own factor is factor / a.
   std::function<float(const ScalarValues&, std::int64_t expert)> gate_factor;
   std::function<float(const ScalarValues&, std::int64_t expert)> up_factor;
   std::function<float(const ScalarValues&, std::int64_t expert)> down_factor;
+  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_13;
+  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_2;
 };
 
 /// What a backend does with the weights of one layer.

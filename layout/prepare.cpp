@@ -35,7 +35,8 @@ void plan_all(PreparedLayer& prepared) {
     prepared.tensors.push_back(plan_matrix(recipe, *prepared.source));
   }
   for (const ScalarRecipe& recipe : prepared.recipe.scalars) {
-    prepared.tensors.push_back(plan_scalar(recipe, *prepared.source));
+    PreparedTensor scalar = plan_scalar(recipe, *prepared.source);
+    if (!scalar.values.empty()) prepared.tensors.push_back(std::move(scalar));
   }
 }
 

@@ -155,8 +155,9 @@ struct Append {
   }
 
   void operator()(const Recode& step) const {
-    if (layer != nullptr) {
-      std::shared_ptr<const Recoder> recoder = step.make(*layer);
+    if (layer != nullptr || !step.needs_layer) {
+      std::shared_ptr<const Recoder> recoder =
+          step.make(layer != nullptr ? *layer : LayerTensors{});
       need(recoder->in_bits() == plan.map.element_bits, step.name,
            fmt::format("elements of {} bits, got {}", recoder->in_bits(), plan.map.element_bits));
       plan.recoders.push_back(std::move(recoder));

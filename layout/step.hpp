@@ -106,6 +106,8 @@ struct Recode {
   int out_bits = 8;
   DType dtype = DType::u8;
   std::function<std::shared_ptr<const Recoder>(const LayerTensors&)> make;
+  bool needs_layer =
+      true;  ///< false: `make` reads nothing, undo can restore without the checkpoint
 };
 
 using Step = std::variant<SwapHalves, SwapPairs, InterleaveHalves, ShuffleRows, PadHalves, PadRows,
