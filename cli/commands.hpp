@@ -27,6 +27,8 @@ void add_inspect_command(CLI::App& app, const GlobalOptions& global);
 void add_synth_command(CLI::App& app, const GlobalOptions& global);
 void add_dequantize_command(CLI::App& app, const GlobalOptions& global);
 void add_conform_command(CLI::App& app, const GlobalOptions& global);
+void add_layout_command(CLI::App& app, const GlobalOptions& global);
+void add_backends_command(CLI::App& app, const GlobalOptions& global);
 void add_formats_command(CLI::App& app, const GlobalOptions& global);
 void add_models_command(CLI::App& app, const GlobalOptions& global);
 

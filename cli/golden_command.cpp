@@ -1,11 +1,15 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 
 #include "cli/commands.hpp"
+#include "cli/layout_source.hpp"
 #include "cli/logical_weights.hpp"
 #include "cli/moe_case.hpp"
+#include "cli/prepared_file.hpp"
 #include "cli/selection.hpp"
 #include "cli/version.hpp"
 #include "io/safetensors.hpp"
@@ -20,6 +24,7 @@ struct Arguments {
   std::string checkpoint;
   std::string layers = "*";
   std::string backends = "reference";
+  std::vector<std::string> backend_options;
   std::string tokens = "64";
   std::uint64_t seed = 0;
   std::string hidden;
@@ -54,7 +59,8 @@ struct Written {
 Written write_case(const fs::path& file, const fs::path& checkpoint, const MoeLayer& layer,
                    const LayerInputs& inputs, const CaseOptions& options,
                    const Arguments& arguments, const ComputedCase& computed,
-                   const std::vector<Tensor>& bounds) {
+                   const std::vector<Tensor>& bounds,
+                   const std::shared_ptr<const PreparedLayer>& prepared, int threads) {
   nlohmann::json params = case_params(checkpoint, layer, inputs, options, computed.route.top_k);
   if (arguments.hidden.empty()) params["seed"] = arguments.seed;
   const std::vector<Tensor> outputs = output_tensors(layer, computed, options);
@@ -65,7 +71,11 @@ Written write_case(const fs::path& file, const fs::path& checkpoint, const MoeLa
   }
   for (const Tensor& output : outputs) writer.add(output.view());
   for (const Tensor& bound : bounds) writer.add(bound.view());
-  if (options.weights) add_logical_weights(writer, shard(layer, options.shard));
+  if (options.weights) {
+    add_prepared(writer, prepared, "weights.", threads);
+    add_shared_weights(writer, shard(layer, options.shard), "weights.shared_");
+    params["prepared"] = prepared_params(*prepared, {params["checkpoint"], layer.layer});
+  }
   writer.write(file, {{"op", "moe_forward"},
                       {"params", metadata_text(params)},
                       {"source", std::string("moeref ") + kVersion},
@@ -74,6 +84,7 @@ Written write_case(const fs::path& file, const fs::path& checkpoint, const MoeLa
                        "its inputs"}});
   Written written{file, {}};
   written.report["file"] = file.string();
+  params.erase("prepared");  // the report names the file, which has it
   written.report["params"] = params;
   written.report["final_sha256"] = sha256(outputs.back().bytes);
   const GemmStatistics& statistics = computed.result.statistics;
@@ -92,9 +103,10 @@ void print_summary(const Checkpoint& checkpoint, const std::vector<Written>& cas
   for (const Written& written : cases) {
     const nlohmann::json& params = written.report["params"];
     const nlohmann::json& dots = written.report["dots"];
-    fmt::print("  layer {}  {}  {} tokens, top-{}, output {}\n", params["layer"].get<int>(),
-               params["backend"].get<std::string>(), params["tokens"].get<int>(),
-               params["top_k"].get<int>(), params["output"].get<std::string>());
+    fmt::print("  layer {}  {}  {} tokens, top-{}, output {}, {} numerics\n",
+               params["layer"].get<int>(), params["backend"].get<std::string>(),
+               params["tokens"].get<int>(), params["top_k"].get<int>(),
+               params["output"].get<std::string>(), params["numerics"].get<std::string>());
     fmt::print("    {} exact dot products: {} in one f64 sum, {} split, {} wide, {} not finite\n",
                dots["one_sum"].get<std::int64_t>() + dots["split"].get<std::int64_t>() +
                    dots["wide"].get<std::int64_t>() + dots["not_finite"].get<std::int64_t>(),
@@ -112,12 +124,54 @@ void make_folder(const fs::path& folder) {
   if (status) fail(folder.string(), "cannot be created ({}); choose another -o", status.message());
 }
 
+/// A backend and the layer as it prepares it for the rank.
+struct Preparation {
+  std::string backend;
+  std::shared_ptr<const PreparedLayer> layer;
+};
+
+/// The layer as the backend prepares it; nothing if no weights are asked for.
+/// Error: the backend does not take the layer.
+std::shared_ptr<const PreparedLayer> prepare(const Arguments& arguments, const Backend& backend,
+                                             const MoeLayer& layer, const Shard& rank) {
+  const Options options = parse_options(backend, arguments.backend_options);
+  if (arguments.weights) {
+    return std::make_shared<const PreparedLayer>(plan_layer(backend, options, layer, rank));
+  }
+  if (std::find(backend.formats.begin(), backend.formats.end(), layer.weight_format) ==
+      backend.formats.end()) {
+    fail(backend.name, "takes {} weights, layer {} has {}", fmt::join(backend.formats, ", "),
+         layer.layer, layer.weight_format);
+  }
+  return nullptr;
+}
+
+/// Every chosen backend; with "*" those that do not take the layer are left out.
+/// Error: a named backend does not take the layer; with "*": none does.
+std::vector<Preparation> prepare_all(const Arguments& arguments, const MoeLayer& layer,
+                                     const Shard& rank) {
+  std::vector<Preparation> preparations;
+  std::string refusal;
+  for (const std::string& name : parse_backends(arguments.backends)) {
+    try {
+      preparations.push_back({name, prepare(arguments, find_backend(name), layer, rank)});
+    } catch (const Error& refused) {
+      if (arguments.backends != "*") throw;
+      refusal = refused.what();
+    }
+  }
+  if (preparations.empty()) {
+    fail("--backend", "no backend takes layer {}: {}", layer.layer, refusal);
+  }
+  return preparations;
+}
+
 void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   const auto begin = std::chrono::steady_clock::now();
   const fs::path folder = arguments.folder;
   const Checkpoint checkpoint = Checkpoint::open(arguments.checkpoint);
   const auto layers = parse_numbers("--layer", arguments.layers, checkpoint.moe_layers());
-  const auto backends = parse_backends(arguments.backends);
+  parse_backends(arguments.backends);
   auto tokens = parse_numbers("--tokens", arguments.tokens, {});
   if (!arguments.hidden.empty()) tokens = {0};  // the file has them
   if (tokens.empty()) fail("--tokens", "'{}' names no number", arguments.tokens);
@@ -133,6 +187,7 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   MoeLayer layer;
   for (const std::int64_t index : layers) {
     layer = checkpoint.load_layer(index);
+    const std::vector<Preparation> preparations = prepare_all(arguments, layer, options.shard);
     const std::int64_t vocabulary =
         layer.expert_table.bytes.empty() ? 0 : layer.expert_table.shape.at(0);
     for (const std::int64_t count : tokens) {
@@ -140,8 +195,8 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
           arguments.hidden.empty()
               ? random_layer_inputs(count, layer.hidden, arguments.seed, vocabulary)
               : read_layer_inputs(arguments.hidden, layer.hidden);
-      for (const std::string& backend : backends) {
-        options.backend = backend;
+      for (const Preparation& preparation : preparations) {
+        options.backend = preparation.backend;
         const std::string name = case_name(model, layer, inputs, options, arguments);
         if (arguments.bounds) check_boundable(inputs);
         make_folder(folder);
@@ -149,7 +204,8 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
         std::vector<Tensor> bounds;
         if (arguments.bounds) bounds = bound_tensors(layer, inputs, computed, options, global);
         cases.push_back(write_case(folder / (name + ".safetensors"), checkpoint.folder(), layer,
-                                   inputs, options, arguments, computed, bounds));
+                                   inputs, options, arguments, computed, bounds, preparation.layer,
+                                   global.threads));
       }
     }
   }
@@ -174,7 +230,12 @@ void add_golden_command(CLI::App& app, const GlobalOptions& global) {
       ->required();
   command->add_option("--layer", arguments->layers,
                       "the model's own layer numbers: 3, 0,2,5-7 or * (default: all MoE layers)");
-  command->add_option("--backend", arguments->backends, "backend names, or *");
+  command->add_option("--backend", arguments->backends,
+                      "whose weights --weights writes: names, or * for all that take the layer "
+                      "(default reference, the logical weights); outputs are computed with "
+                      "reference numerics for every backend");
+  command->add_option("--option", arguments->backend_options,
+                      "options of the backend, key=value (see moeref layout list NAME)");
   CLI::Option* tokens =
       command->add_option("--tokens", arguments->tokens, "token counts: 64, 1,7,64 (default 64)");
   CLI::Option* seed = command->add_option("--seed", arguments->seed,
@@ -198,7 +259,8 @@ void add_golden_command(CLI::App& app, const GlobalOptions& global) {
   command->footer(
       "Examples:\n"
       "  moeref golden gpt-oss-20b --layer 0 --tokens 1,64 --seed 7 --stages -o golden\n"
-      "  moeref golden DeepSeek-V3 --layer 3-5 --hidden dump.safetensors --ep 2/8 -o golden");
+      "  moeref golden DeepSeek-V3 --layer 3-5 --hidden dump.safetensors --ep 2/8 -o golden\n"
+      "  moeref golden gpt-oss-20b --layer 0 --backend NAME --weights -o golden");
   command->callback([arguments, &global] { run_golden(*arguments, global); });
 }
 

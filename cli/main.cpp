@@ -47,6 +47,8 @@ void add_commands(CLI::App& app, const GlobalOptions& global) {
   add_synth_command(app, global);
   add_dequantize_command(app, global);
   add_conform_command(app, global);
+  add_layout_command(app, global);
+  add_backends_command(app, global);
   add_formats_command(app, global);
   add_models_command(app, global);
 }

@@ -5,10 +5,10 @@
 #include "cli/conform/sha256.hpp"
 #include "cli/progress.hpp"
 #include "engine/bounds/block.hpp"
-#include "quant/parallel.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "quant/parallel.hpp"
 
 namespace moeref::cli {
 

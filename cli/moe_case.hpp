@@ -21,7 +21,7 @@ struct CaseOptions {
   Shard shard;
   Format output = Format::bf16;
   bool stages = false;
-  bool weights = false;  ///< also write the logical weights
+  bool weights = false;  ///< also write the weights as the backend prepares them
 };
 
 /// One computed layer: the routing, the output, the stages if asked for.

@@ -4,16 +4,15 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <set>
 
+#include "layout/backend.hpp"
 #include "quant/error.hpp"
 
 namespace moeref::cli {
 namespace {
 
-constexpr std::array<std::string_view, 1> kBackends{"reference"};
 constexpr std::int64_t kMostNumbers = 100000;
 constexpr std::int64_t kLargestNumber = 1 << 30;
 
@@ -81,11 +80,13 @@ Format parse_output_format(const std::string& name) {
 }
 
 std::vector<std::string> parse_backends(const std::string& text) {
-  if (text == "*") return {kBackends.begin(), kBackends.end()};
+  std::vector<std::string> known;
+  for (const Backend* backend : all_backends()) known.emplace_back(backend->name);
+  if (text == "*") return known;
   std::vector<std::string> names;
   for (const std::string_view name : split(text, ',')) {
-    if (std::find(kBackends.begin(), kBackends.end(), name) == kBackends.end()) {
-      fail("--backend", "'{}' is unknown; known: {}", name, fmt::join(kBackends, ", "));
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      fail("--backend", "'{}' is unknown; known: {}", name, fmt::join(known, ", "));
     }
     names.emplace_back(name);
   }

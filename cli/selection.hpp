@@ -26,8 +26,7 @@ Shard parse_shard(const std::string& tp, const std::string& ep);
 /// f32, bf16 or f16. Error: another name.
 Format parse_output_format(const std::string& name);
 
-/// Checks that `backend` exists ("*" = all) and gives the names. Error: unknown, with the known
-/// ones.
+/// Names of backends from "a,b" or "*" (all). Error: unknown, with the known ones.
 std::vector<std::string> parse_backends(const std::string& text);
 
 }  // namespace moeref::cli

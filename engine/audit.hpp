@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "layout/prepare.hpp"
+#include "layout/sample_layer.hpp"
 
 namespace moeref {
 
@@ -26,13 +28,25 @@ struct AuditReport {
   std::int64_t outputs = 0;
   std::int64_t differing = 0;
   std::string first_difference;  ///< token, column, both values; which matrix is read wrongly where
+  std::string note;              ///< what was not compared, and why; empty = all was
   std::vector<RecodingEffect> effects;
 };
 
 /// Prepares `layer` for the rank, reads the result as the kernel does, runs the exact engine on
-/// that and on the logical weights after the stated recodings, and compares all bits. Error: what
-/// plan_layer says.
+/// that and on the logical weights after the stated recodings, and compares all bits. The tokens
+/// reach every expert; their elements are signed powers of two and zeros, so that no folded factor
+/// rounds them. A rank without rows has no output: its weights are compared. Shared expert, router
+/// and latent projections are no part of a weight layout and left out.
+/// Error: what plan_layer says.
 AuditReport audit(const Backend& backend, const Options& options, const MoeLayer& layer,
                   const Shard& rank, int threads);
+
+/// The layer of two experts with the fewest weights that the backend accepts and that does not
+/// survive: hidden up to 512, intermediate a multiple of 8 up to 320. Nothing: all survive.
+struct Break {
+  SampleShape shape;
+  AuditReport report;
+};
+std::optional<Break> smallest_break(const Backend& backend, const Options& options, int threads);
 
 }  // namespace moeref

@@ -6,6 +6,7 @@
 #include <array>
 #include <charconv>
 
+#include "layout/close_names.hpp"
 #include "quant/error.hpp"
 
 namespace moeref {
@@ -16,6 +17,8 @@ constexpr std::array kBackends{
 #include "layout/backends.inc"
 #undef MOEREF_BACKEND
 };
+
+constexpr std::int64_t kLargestOption = 1 << 20;
 
 bool applies(const AlignmentRule& rule, const LayerShape& shape) {
   return rule.when.empty() || (rule.when == "gated") == shape.gated;
@@ -40,8 +43,10 @@ void check_option(const Backend& backend, const OptionInfo& option, const std::s
   if (is_integer(option)) {
     std::int64_t number = 0;
     const auto [end, status] = std::from_chars(value.data(), value.data() + value.size(), number);
-    if (status == std::errc{} && end == value.data() + value.size() && number >= 0) return;
-    fail(backend.name, "option {}={} needs an integer", option.name, value);
+    const bool whole = status == std::errc{} && end == value.data() + value.size();
+    if (whole && number >= 0 && number <= kLargestOption) return;
+    fail(backend.name, "option {}={} needs an integer from 0 to {}", option.name, value,
+         kLargestOption);
   }
   if (std::find(option.values.begin(), option.values.end(), value) == option.values.end()) {
     fail(backend.name, "option {}={} does not exist; choose {}", option.name, value,
@@ -64,7 +69,9 @@ const Backend& find_backend(std::string_view name) {
   for (const Backend* backend : kBackends) {
     if (backend->name == name) return *backend;
   }
-  fail(name, "is no backend; `moeref layout list` shows all");
+  std::vector<std::string_view> names;
+  for (const Backend* backend : kBackends) names.push_back(backend->name);
+  fail(name, "is no backend; is it {}? `moeref layout list` shows all", close_names(name, names));
 }
 
 Options parse_options(const Backend& backend, std::span<const std::string> texts) {

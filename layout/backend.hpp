@@ -16,7 +16,8 @@ namespace moeref {
 /// A choice that a backend leaves open: an upstream variant, a layout version, a framework's mode.
 struct OptionInfo {
   std::string_view name;
-  std::vector<std::string_view> values;  ///< the first is the default; a lone "N" = an integer
+  /// The first is the default; {"N", "16"} = an integer, 16 if not given.
+  std::vector<std::string_view> values;
   std::string_view summary;
 };
 
@@ -52,7 +53,10 @@ struct ScalarRecipe {
   std::string formula;  ///< as evaluated, f32, left to right: "a1 * w13_scale_2[e][gate]"
   bool per_expert = true;
   /// Empty result: the backend does not pass this tensor for this layer.
-  std::function<std::vector<float>(const ExpertScalars&, const LayerShape&)> values;
+  std::function<std::vector<float>(const ExpertScalars&, const LayerShape&)> values = nullptr;
+  /// Instead of `values`, where stored tensors enter the formula (Marlin: the scale factor of all
+  /// block scales).
+  std::function<std::vector<float>(const LayerTensors&)> values_of_layer = nullptr;
 };
 
 /// Scales as a kernel decodes them: prepared bytes of an expert's scales, the kernel's order
@@ -67,19 +71,23 @@ struct KernelReading {
   GateOrder order = GateOrder::gate_up;  ///< of the halves of w13: gate_up or up_gate; none
   std::int64_t intermediate = 0;  ///< rows of a half of w13 = columns of w2, padding included
   std::int64_t hidden = 0;        ///< columns of w13 = rows of w2, padding included
+  std::int64_t unread_k = 0;      ///< last columns of w13 and of w2 that the kernel leaves out
   Format codes = Format::bf16;
   std::int64_t block_rows = 0;  ///< of the block scales; 0 = the kernel reads none
   std::int64_t block_cols = 0;
-  ScaleDecoder w13_scale;  ///< empty = none
-  ScaleDecoder w2_scale;
+  ScaleDecoder w13_scale = nullptr;  ///< empty = none
+  ScaleDecoder w2_scale = nullptr;
   /// Factor of the whole gate, up and down matrix of expert e from the prepared scalars; empty = 1.
   /// If activation scales a1, a2 are folded into them, input_scale_13 and input_scale_2 tell a1 and
   /// a2: the weight's own factor is factor / a.
-  std::function<float(const ScalarValues&, std::int64_t expert)> gate_factor;
-  std::function<float(const ScalarValues&, std::int64_t expert)> up_factor;
-  std::function<float(const ScalarValues&, std::int64_t expert)> down_factor;
-  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_13;
-  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_2;
+  std::function<float(const ScalarValues&, std::int64_t expert)> gate_factor = nullptr;
+  std::function<float(const ScalarValues&, std::int64_t expert)> up_factor = nullptr;
+  std::function<float(const ScalarValues&, std::int64_t expert)> down_factor = nullptr;
+  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_13 = nullptr;
+  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_2 = nullptr;
+  /// The kernel adds the prepared bias before it multiplies by the factors: the bias itself is the
+  /// prepared one times gate_factor, up_factor, down_factor.
+  bool bias_before_factor = false;
 };
 
 /// What a backend does with the weights of one layer.
@@ -92,7 +100,8 @@ struct Recipe {
 
 /// A size that must be a multiple, checked before anything else.
 struct AlignmentRule {
-  std::string_view size;  ///< "hidden", "intermediate" (of the rank, as loaded), "experts"
+  /// "hidden", "intermediate" (the rows that the loader gives every rank), "experts" (of the rank)
+  std::string_view size;
   std::int64_t multiple;
   std::string_view when;    ///< "", "gated", "not gated"
   std::string_view reason;  ///< who needs it: "FlashInfer binding: 128-bit loads"
@@ -106,7 +115,7 @@ struct Backend {
   std::vector<std::string_view> formats;  ///< weight formats it takes
   std::vector<OptionInfo> options;
   std::vector<AlignmentRule> rules;
-  /// How a tensor-parallel rank's part is cut; null = unpadded_loader.
+  /// How a tensor-parallel rank's part is cut; null = LoaderKind::even.
   Loader (*loader)(const LayerShape& whole, const Options& options) = nullptr;
   /// The steps for a loaded shape that fits `formats` and `rules`. Error: conditions that rules
   /// cannot say.

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cstdint>
 #include <span>
-#include <vector>
 
 #include "layout/prepare.hpp"
 #include "quant/moe_layer.hpp"
@@ -11,12 +11,29 @@ namespace moeref {
 /// The prepared tensors as the kernel reads them: each tensor with the kernel's own steps undone
 /// over the sizes that KernelReading names, halves told apart by its order, scales decoded, factors
 /// from the prepared scalars. `made` are all tensors of `prepared`, in its order. The layer has
-/// intermediate and hidden with padding, owns what it needs, and no router.
-/// Error: a tensor whose bytes are not as many as the kernel expects.
+/// intermediate and hidden with padding, owns what it needs, and no router. Its activation is that
+/// of the source, swiglu or relu2, with the prepared swiglu_alpha, swiglu_beta, swiglu_limit
+/// (gemm1_alpha, gemm1_beta) in place of the source's.
+/// Error: a tensor whose bytes are not as many as the kernel expects, copies that differ, a reading
+/// that leaves out a prepared tensor.
 MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made);
 
 /// The logical layer after the recodings alone: every Recode step of the recipe carried out on the
-/// loaded tensors, nothing moved or padded, scales and factors read as the kernel does.
+/// loaded tensors, nothing moved or padded, scales and factors read as the kernel does. `loaded` is
+/// the rank's own part, from which `prepared` was planned; biases that the backend does not prepare
+/// stay as they are.
 MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded);
+
+/// What a kernel multiplies a whole matrix by. A weight's value is
+/// code * block scale * factor / input_scale; MoeLayer holds that quotient rounded to f32.
+struct KernelFactor {
+  float factor = 1.0f;
+  float input_scale = 1.0f;
+};
+/// Of Expert::gate, up or down, from the prepared scalars.
+KernelFactor kernel_factor(const KernelReading& reading, const ScalarValues& scalars,
+                           ExpertPart part, std::int64_t expert);
+/// The prepared scalars as planned.
+ScalarValues planned_scalars(const PreparedLayer& prepared);
 
 }  // namespace moeref

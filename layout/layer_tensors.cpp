@@ -13,6 +13,15 @@ constexpr std::array<std::string_view, kSlotCount> kSlotNames{"w13", "w13_scale"
 
 using Parts = std::vector<ExpertPart>;
 
+/// Block scales; an axis without a stride has one scale for all of it.
+TensorStack block_scales(const MoeLayer& layer, const Parts& halves) {
+  TensorStack stack = scale_stack(layer, halves);
+  const ScaleGrid& grid = *(layer.experts.front().*halves.front()).scales;
+  if (grid.row_stride == 0) stack.block_rows = kWholeAxis;
+  if (grid.col_stride == 0) stack.block_cols = kWholeAxis;
+  return stack;
+}
+
 /// A bias as a column: [rows, 1].
 TensorStack bias_stack(const MoeLayer& layer, const Parts& halves) {
   TensorStack stack = code_stack(layer, halves);
@@ -35,7 +44,11 @@ bool has_tensor_scale(const std::string& format) { return format == "fp8_tensor"
 
 /// The factor of a whole matrix, as one that multiplies.
 float factor_of(const ScaledMatrix& matrix, bool tensor_scale) {
-  if (tensor_scale) return scale_at(matrix, 0, 0);
+  if (tensor_scale) {
+    ScaledMatrix any = matrix;  // a rank's part may be empty
+    any.rows = any.cols = 1;
+    return scale_at(any, 0, 0);
+  }
   return matrix.global_rule == GlobalScaleRule::divide ? 1.0f / matrix.global_scale
                                                        : matrix.global_scale;
 }
@@ -70,6 +83,15 @@ void add_input_scales(ExpertScalars& scalars, const MoeLayer& whole) {
   }
 }
 
+/// Factors are stored for all matrices of a kind or for none.
+void check_count(const std::vector<float>& factors, std::int64_t matrices, const MoeLayer& layer,
+                 std::string_view what) {
+  const auto count = static_cast<std::int64_t>(factors.size());
+  if (count == 0 || count == matrices) return;
+  fail(layer.model_type, "layer {} has {} for {} of {} matrices; every expert needs it",
+       layer.layer, what, count, matrices);
+}
+
 std::vector<float> per_expert(const std::vector<float>& values, float all, std::int64_t experts) {
   return values.empty() ? std::vector<float>(static_cast<std::size_t>(experts), all) : values;
 }
@@ -86,6 +108,14 @@ const TensorStack& LayerTensors::at(Slot slot) const {
   return *stack;
 }
 
+void describe_scales(LayerTensors& tensors) {
+  const TensorStack* scales = tensors.find(Slot::w13_scale);
+  if (scales == nullptr) return;
+  tensors.shape.block_rows = scales->block_rows;
+  tensors.shape.block_cols = scales->block_cols;
+  tensors.shape.scale_dtype = scales->dtype;
+}
+
 LayerTensors layer_tensors(const MoeLayer& layer, const MoeLayer& whole) {
   LayerTensors tensors;
   const Parts w13 = layer.gated() ? Parts{&Expert::gate, &Expert::up} : Parts{&Expert::up};
@@ -99,8 +129,8 @@ LayerTensors layer_tensors(const MoeLayer& layer, const MoeLayer& whole) {
   };
   put(Slot::w13, code_stack(layer, w13));
   put(Slot::w2, code_stack(layer, w2));
-  if (first.up.scales) put(Slot::w13_scale, scale_stack(layer, w13));
-  if (first.down.scales) put(Slot::w2_scale, scale_stack(layer, w2));
+  if (first.up.scales) put(Slot::w13_scale, block_scales(layer, w13));
+  if (first.down.scales) put(Slot::w2_scale, block_scales(layer, w2));
   if (first.up_bias) put(Slot::w13_bias, bias_stack(layer, w13_bias));
   if (first.down_bias) {
     put(Slot::w2_bias, bias_stack(layer, w2_bias));
@@ -121,9 +151,17 @@ LayerTensors layer_tensors(const MoeLayer& layer, const MoeLayer& whole) {
   shape.gated = layer.gated();
   shape.bias = static_cast<bool>(whole.experts.front().up_bias);
 
+  describe_scales(tensors);
+
   ExpertScalars& scalars = tensors.scalars;
   add_factors(scalars, layer, w13);
   add_input_scales(scalars, whole);
+  const std::int64_t halves = shape.halves();
+  check_count(scalars.w13_scale, shape.experts * halves, layer, "a w13 weight scale");
+  check_count(scalars.w2_scale, shape.experts, layer, "a w2 weight scale");
+  check_count(scalars.w13_input_scale, whole.local_experts() * halves, whole,
+              "a w13 activation scale");
+  check_count(scalars.w2_input_scale, whole.local_experts(), whole, "a w2 activation scale");
   const Activation& activation = layer.activation;
   scalars.alpha = per_expert(activation.alphas, activation.alpha, shape.experts);
   scalars.beta = per_expert(activation.betas, activation.beta, shape.experts);

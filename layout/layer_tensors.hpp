@@ -15,6 +15,9 @@ namespace moeref {
 /// The tensors of a logical layer that have one matrix per expert.
 enum class Slot : std::uint8_t { w13, w13_scale, w13_bias, w2, w2_scale, w2_bias };
 inline constexpr int kSlotCount = 6;
+/// TensorStack::block_rows or block_cols of a scale that stands for all rows or columns, however
+/// many padding adds.
+inline constexpr std::int64_t kWholeAxis = std::int64_t{1} << 40;
 /// "w13_scale"
 std::string_view name(Slot slot);
 
@@ -31,6 +34,9 @@ struct LayerShape {
   std::int64_t full_intermediate = 0;  ///< of the model
   bool gated = true;
   bool bias = false;
+  std::int64_t block_rows = 0;  ///< weights that share a block scale of w13; 0 = no such scales
+  std::int64_t block_cols = 0;
+  DType scale_dtype = DType::u8;  ///< of the block scales
   std::int64_t tp_rank = 0;
   std::int64_t tp_size = 1;
 
@@ -66,8 +72,11 @@ struct LayerTensors {
   const TensorStack& at(Slot slot) const;
 };
 
+/// Tells shape about the block scales of w13, if there are any.
+void describe_scales(LayerTensors& tensors);
+
 /// The local experts of a layer. `whole`: the layer before it was cut into ranks (its input
-/// scales). Error: experts that differ in format.
+/// scales). Error: experts that differ in format, a factor that some experts have and others not.
 LayerTensors layer_tensors(const MoeLayer& layer, const MoeLayer& whole);
 
 }  // namespace moeref

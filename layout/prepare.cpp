@@ -8,6 +8,8 @@
 namespace moeref {
 namespace {
 
+bool is_bias(Slot slot) { return slot == Slot::w13_bias || slot == Slot::w2_bias; }
+
 PreparedTensor plan_matrix(const TensorRecipe& recipe, const LayerTensors& tensors) {
   const TensorStack& stack = tensors.at(recipe.from);
   PreparedTensor prepared;
@@ -15,6 +17,10 @@ PreparedTensor plan_matrix(const TensorRecipe& recipe, const LayerTensors& tenso
   prepared.plan = make_plan(recipe.name, stack, recipe.steps, &tensors);
   prepared.dtype = prepared.plan.dtype;
   prepared.shape = prepared.plan.shape;
+  // A bias is a vector for each expert.
+  if (is_bias(recipe.from) && prepared.shape.size() == 3 && prepared.shape.back() == 1) {
+    prepared.shape.pop_back();
+  }
   prepared.strides = prepared.plan.strides;
   prepared.from = &stack;
   return prepared;
@@ -24,9 +30,34 @@ PreparedTensor plan_scalar(const ScalarRecipe& recipe, const LayerTensors& tenso
   PreparedTensor prepared;
   prepared.name = recipe.name;
   prepared.dtype = DType::f32;
-  prepared.values = recipe.values(tensors.scalars, tensors.shape);
+  prepared.values = recipe.values_of_layer != nullptr
+                        ? recipe.values_of_layer(tensors)
+                        : recipe.values(tensors.scalars, tensors.shape);
   if (recipe.per_expert) prepared.shape = {static_cast<std::int64_t>(prepared.values.size())};
   return prepared;
+}
+
+/// Every rank's part must begin and end between scale blocks and bytes. `stack` is the whole
+/// tensor, `block` its rows or columns (a scale's are counted in the weight's).
+void check_cut(const TensorStack* stack, std::int64_t block, const LoadedRange& range,
+               std::string_view what) {
+  if (stack == nullptr || block == kWholeAxis || range.stride % block == 0) return;
+  fail("--tp",
+       "every rank gets {} rows of a half, which cuts {} of {}: {}; choose --tp so that the "
+       "share is a multiple of {}",
+       range.stride, what, block, stack->name, block);
+}
+
+void check_cuts(const LayerTensors& whole, const LoadedRange& range) {
+  if (range.stride >= whole.shape.intermediate) return;
+  const TensorStack& w2 = whole.at(Slot::w2);
+  check_cut(&w2, 8 / std::min(w2.element_bits, 8), range, "bytes of codes");
+  for (const Slot slot : {Slot::w13_scale, Slot::w2_scale}) {
+    const TensorStack* scale = whole.find(slot);
+    if (scale == nullptr) continue;
+    check_cut(scale, slot == Slot::w13_scale ? scale->block_rows : scale->block_cols, range,
+              "scale blocks");
+  }
 }
 
 void plan_all(PreparedLayer& prepared) {
@@ -58,12 +89,22 @@ PreparedLayer plan_layer(const Backend& backend, const Options& options, const M
   LayerTensors whole = layer_tensors(owned, layer);
   const Loader loader = backend.loader != nullptr ? backend.loader(whole.shape, options) : Loader{};
   const LoadedRange range = loaded_range(loader, layer.intermediate, rank.tp_rank, rank.tp_size);
+  const auto set_share = [&](LayerShape& shape) {
+    shape.intermediate = range.count;
+    shape.stride = range.stride;
+    shape.tp_rank = rank.tp_rank;
+    shape.tp_size = rank.tp_size;
+  };
+  if (rank.tp_size > 1) {
+    LayerShape share = whole.shape;
+    set_share(share);
+    make_recipe(backend, share, options);  // the backend's own rules first
+    check_cuts(whole, range);
+  }
   LayerTensors part = rank.tp_size == 1
                           ? std::move(whole)
                           : layer_tensors(tp_part(owned, range.begin, range.count), layer);
-  part.shape.stride = range.stride;
-  part.shape.tp_rank = rank.tp_rank;
-  part.shape.tp_size = rank.tp_size;
+  set_share(part.shape);
 
   PreparedLayer prepared;
   prepared.backend = &backend;

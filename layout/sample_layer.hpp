@@ -16,12 +16,18 @@ struct SampleShape {
   bool bias = false;
   std::string weight_format = "mxfp4";
   std::uint64_t seed = 0;
+  /// Gate and up rows alternate in one tensor of all experts, as GPT-OSS stores them; otherwise
+  /// every matrix has a tensor of its own.
+  bool interleaved = false;
+  float limit = kNoLimit;  ///< of the SiLU form; with `bias` the limit is GPT-OSS's 7
 };
 
 /// Random finite codes of every kind, scales of neighbouring binades (gate and up of per-tensor and
 /// global scales differ), input scales where the format has them. The same seed gives the same
 /// bytes everywhere. GPT-OSS activation with `bias`, SiLU without, relu2 if not gated. No router.
-/// Error: an unknown format, a K that the format's block does not divide.
+/// The matrices have the form in which a loaded checkpoint has them; biases are bf16.
+/// Error: an unknown format, a K that the format's block does not divide, no experts or rows,
+/// interleaved rows without two halves.
 MoeLayer sample_layer(const SampleShape& shape);
 
 }  // namespace moeref

@@ -31,7 +31,17 @@ struct Append {
     if (weight_count % block == 0) return weight_count / block;
     // A block that is larger than the multiple covers it whole.
     if (block % weight_count == 0) return 1;
-    fail(plan.tensor, "{}({}) does not fit the scale blocks of {}", step, weight_count, block);
+    fail(plan.tensor, "{}({}) does not fit the scale blocks of {}; give a multiple of {}", step,
+         weight_count, block, block);
+  }
+
+  /// Whether a move inside runs of `run` weight rows leaves this tensor as it is, because all rows
+  /// of a run have one scale.
+  bool inside_a_block(std::int64_t run, std::string_view step) const {
+    if (plan.block_rows % run == 0) return true;
+    if (plan.block_rows == 1) return false;
+    fail(plan.tensor, "{} moves rows inside {} rows, the scale blocks have {}; it cannot be done",
+         step, run, plan.block_rows);
   }
 
   int pad_step(std::string_view step) const {
@@ -42,6 +52,7 @@ struct Append {
   /// The size of a part after padding it; `to` and `multiple` count the weight.
   std::int64_t padded(std::int64_t present, std::int64_t multiple, std::int64_t to,
                       std::int64_t block, std::string_view step) const {
+    if (block == kWholeAxis) return present;
     if (to == 0) return round_up(present, in_blocks(multiple, block, step));
     const std::int64_t size = ceil_div(to, block);
     need(size >= present, step,
@@ -57,14 +68,17 @@ struct Append {
   }
 
   void operator()(const SwapPairs&) const {
-    if (plan.halves == 1) return;
+    if (plan.halves == 1 || inside_a_block(2, "swap_pairs")) return;
     need(rows() % 2 == 0, "swap_pairs", fmt::format("an even number of rows, got {}", rows()));
     plan.map.rows.permute(rows(), [](std::int64_t i) { return i ^ 1; });
   }
 
   void operator()(const InterleaveHalves& step) const {
     if (plan.halves == 1) return;
-    const std::int64_t block = in_blocks(step.block, plan.block_rows, "interleave_halves");
+    need(step.block % plan.block_rows == 0, "interleave_halves",
+         fmt::format("scales of at most {} rows, got blocks of {}; alternate blocks of {} rows",
+                     step.block, plan.block_rows, plan.block_rows));
+    const std::int64_t block = step.block / plan.block_rows;
     const std::int64_t half = rows() / 2;
     need(
         rows() % 2 == 0 && half % block == 0, "interleave_halves",
@@ -79,6 +93,7 @@ struct Append {
 
   void operator()(const ShuffleRows& step) const {
     const std::int64_t block = step.epilogue_tile % 128 == 0 ? 32 : 16;
+    if (inside_a_block(block, "shuffle_rows")) return;
     need(rows() % block == 0, "shuffle_rows",
          fmt::format("rows that are a multiple of {} (epilogue tile {}), got {}; put a pad before "
                      "it",
@@ -107,6 +122,8 @@ struct Append {
     const std::int64_t present = plan.map.cols.size();
     const std::int64_t size = padded(present, step.multiple, step.to, plan.block_cols, "pad_cols");
     if (size == present) return;
+    need(size * plan.map.element_bits % 8 == 0, "pad_cols",
+         fmt::format("an even number of FP4 columns, got {}", size));
     plan.map.cols.pad_parts(1, size, pad_step("pad_cols"), step.fill);
   }
 
@@ -124,6 +141,7 @@ struct Append {
          fmt::format("at least {} rows after repeating, got {}", step.rows, all));
     plan.map.rows.permute(step.rows == 0 ? all : step.rows,
                           [&step](std::int64_t i) { return i / step.times; });
+    plan.block_rows = std::max<std::int64_t>(plan.block_rows / step.times, 1);
   }
 
   void operator()(const Tile& step) const {
@@ -175,6 +193,12 @@ struct Append {
 }  // namespace
 
 Plan start_plan(std::string name, const TensorStack& stack) {
+  if (stack.cols * stack.element_bits % 8 != 0) {
+    fail(stack.name,
+         "has {} FP4 columns for this rank, which do not fill whole bytes; choose --tp or a loader "
+         "that cuts an even number",
+         stack.cols);
+  }
   Plan plan;
   plan.tensor = std::move(name);
   plan.map = IndexMap(stack.experts, stack.rows(), stack.cols, stack.element_bits);
@@ -193,7 +217,9 @@ void append(Plan& plan, const Step& step, const LayerTensors* layer) {
   }
   const Append visitor{plan, layer};
   std::visit(visitor, step);
-  if (!plan.tiled) plan.shape = visitor.matrix_shape();
+  if (plan.tiled) return;
+  plan.shape = visitor.matrix_shape();
+  plan.map.place({{Axis::row, 1}, {Axis::col, 1}});  // row-major, whatever the size is now
 }
 
 Plan make_plan(std::string name, const TensorStack& stack, std::span<const Step> steps,

@@ -27,14 +27,15 @@ namespace moeref {
 /// Error: odd row count.    Source: vllm-project/vllm@00af4049 flashinfer_utils.py swap_w13_to_w31
 struct SwapHalves {};
 
-/// Exchanges the rows of each pair: out[i] = in[i xor 1]. One half: no change.
-/// Error: odd row count.    Source: sgl-project/sglang@bafa16ec quantization/mxfp4.py
+/// Exchanges the rows of each pair: out[i] = in[i xor 1]. One half, or scales of blocks with an
+/// even number of rows: no change. Error: odd row count.    Source: sgl-project/sglang@bafa16ec
+/// quantization/mxfp4.py
 struct SwapPairs {};
 
 /// Alternates blocks of `block` rows of the two halves. in, out [2n, k]
 /// out[(2 (r / block) + h) block + r mod block] = in[h n + r]. block 1: rows alternate (TRTLLM-Gen
 /// gated reorder), 16: aiter a16w4, 64: CuteDSL v2. One half: no change.
-/// Error: n not a multiple of block.
+/// Error: n not a multiple of block; scale blocks of more rows than that.
 /// Source: flashinfer@fb28d7242 fused_moe/core.py get_reorder_rows_for_gated_act_gemm_row_indices,
 /// sglang@004813e1 flashinfer_cutedsl.py interleave_w13_halves, aiter@e4048607a5 ops/shuffle.py
 struct InterleaveHalves {
@@ -42,8 +43,8 @@ struct InterleaveHalves {
 };
 
 /// TRTLLM-Gen row shuffle inside blocks of B = 32 rows (16 unless epilogue_tile % 128 == 0):
-/// out[b + j] = in[b + (j mod 8) B / 8 + j / 8].
-/// Error: rows not a multiple of B.
+/// out[b + j] = in[b + (j mod 8) B / 8 + j / 8]. Scales of whole blocks of B rows: no change.
+/// Error: rows not a multiple of B; scale blocks of 2 to B - 1 rows.
 /// Source: flashinfer@fb28d7242 utils.py get_shuffle_matrix_a_row_indices
 struct ShuffleRows {
   std::int64_t epilogue_tile = 128;
@@ -81,7 +82,7 @@ struct PermuteRuns {
 };
 
 /// Writes every row `times` times: a block scale for each of its rows. in [n, k] out [n times, k],
-/// cut to `rows` if that is not 0. A stated copy.
+/// cut to `rows` if that is not 0. A stated copy. A scale row then stands for block / times rows.
 struct RepeatRows {
   std::int64_t times = 1;
   std::int64_t rows = 0;
@@ -108,6 +109,8 @@ struct Recode {
   std::function<std::shared_ptr<const Recoder>(const LayerTensors&)> make;
   bool needs_layer =
       true;  ///< false: `make` reads nothing, undo can restore without the checkpoint
+  bool needs_data =
+      true;  ///< false: `make` reads dtypes, sizes and scalars only, undo has those in the file
 };
 
 using Step = std::variant<SwapHalves, SwapPairs, InterleaveHalves, ShuffleRows, PadHalves, PadRows,

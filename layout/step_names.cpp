@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 
+#include "layout/close_names.hpp"
 #include "layout/step.hpp"
 #include "layout/tiles/families.hpp"
 #include "quant/error.hpp"
@@ -168,7 +169,10 @@ std::vector<Step> parse_steps(std::string_view option, const std::string& text) 
     const auto found = std::find_if(known.begin(), known.end(),
                                     [&](const NamedStep& step) { return step.name == call.name; });
     if (found == known.end()) {
-      fail(option, "'{}' is no step; `moeref layout list --steps` shows all", call.name);
+      std::vector<std::string_view> names;
+      for (const NamedStep& step : known) names.push_back(step.name);
+      fail(option, "'{}' is no step; is it {}? `moeref layout list --steps` shows all", call.name,
+           close_names(call.name, names));
     }
     const auto wanted = found->parameters.empty() ? 0
                                                   : 1 + std::count(found->parameters.begin(),

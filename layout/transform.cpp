@@ -1,70 +1,249 @@
 #include "layout/transform.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
+#include <memory>
 
+#include "layout/move_axes.hpp"
+#include "layout/move_placement.hpp"
+#include "layout/move_rows.hpp"
+#include "layout/move_words.hpp"
+#include "quant/error.hpp"
 #include "quant/parallel.hpp"
 
 namespace moeref {
 namespace {
 
-std::uint32_t get(const std::byte* data, std::int64_t index, int bits) {
-  if (bits == 4) {
-    return std::to_integer<std::uint32_t>(data[index / 2]) >> (4 * (index % 2)) & 15u;
+using move::Box;
+
+/// A map compiled for one shape. Keeps the map by reference.
+struct Moves {
+  explicit Moves(const IndexMap& index_map)
+      : map(index_map),
+        axes(index_map),
+        units(move::unit_digits(index_map)),
+        placement(move::make_placement(units, index_map.words.get())) {
+    box_rows =
+        placement ? placement->shape().rows : std::max<std::int64_t>(1, 65536 / axes.row_bytes());
+    box_rows = std::min(box_rows, units.rows);
+    box_cols = placement ? placement->shape().cols : units.cols;
+    bands = ceil_div(units.rows, box_rows);
   }
-  std::uint32_t value = 0;
-  std::memcpy(&value, data + index * (bits / 8), static_cast<std::size_t>(bits / 8));
-  return value;
+
+  std::int64_t bytes(std::int64_t cols) const { return cols * units.unit_bits / 8; }
+  /// Calls with_box(box) for the boxes of a band, from left to right.
+  template <typename WithBox>
+  void for_boxes(std::int64_t band, WithBox with_box) const {
+    const std::int64_t row = band * box_rows;
+    const std::int64_t rows = std::min(box_rows, units.rows - row);
+    for (std::int64_t col = 0; col < units.cols; col += box_cols) {
+      with_box(Box{row, rows, col, std::min(box_cols, units.cols - col)});
+    }
+  }
+
+  const IndexMap& map;
+  move::Axes axes;
+  move::UnitDigits units;
+  std::unique_ptr<move::Placement> placement;  ///< null: rows follow each other
+  std::int64_t box_rows;
+  std::int64_t box_cols;
+  std::int64_t bands;
+};
+
+/// Rows of a box in memory of the thread.
+struct PackedBox {
+  std::vector<std::byte> bytes;
+  std::int64_t pitch = 0;
+
+  void make_room(std::int64_t rows, std::int64_t row_bytes, std::int64_t wanted_pitch) {
+    pitch = wanted_pitch > 0 ? wanted_pitch : move::packed_pitch(row_bytes);
+    const auto size = static_cast<std::size_t>(rows * pitch);
+    if (bytes.size() < size) bytes.resize(size);
+  }
+  std::byte* row(std::int64_t row) { return bytes.data() + row * pitch; }
+};
+
+struct ApplyScratch {
+  PackedBox packed;
+  std::vector<move::RowReader::Row> rows;
+  std::vector<const std::byte*> row_bytes;
+  move::RecodeScratch recode;
+  move::PlacementScratch placement;
+};
+
+struct UndoScratch {
+  PackedBox packed;
+  std::vector<std::byte*> row_bytes;
+  std::vector<std::byte> words;
+  move::RowWriter::Scratch rows;
+  move::PlacementScratch placement;
+};
+
+/// Whether the bits of a map without placement can be moved row by row.
+bool rows_are_words(const Moves& moves) { return moves.axes.row_bytes() % 4 == 0; }
+
+/// Rows that follow each other are made where they belong.
+void apply_rows(const Moves& moves, const move::RowReader& reader, std::int64_t expert,
+                std::int64_t band, std::byte* placed, ApplyScratch& scratch) {
+  const std::int64_t row_bytes = moves.axes.row_bytes();
+  const move::ColumnWindow window = moves.axes.window(0, row_bytes);
+  const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
+  for (std::int64_t row = band * moves.box_rows; row < end; ++row) {
+    std::byte* to = placed + row * row_bytes;
+    reader.read(reader.row(expert, row), window, to, scratch.recode);
+    if (moves.map.words != nullptr && rows_are_words(moves)) {
+      move::move_words(moves.map.words->groups(), to, to, row_bytes);
+    }
+  }
 }
 
-void put(std::byte* data, std::int64_t index, int bits, std::uint32_t value) {
-  if (bits == 4) {
-    const int shift = 4 * static_cast<int>(index % 2);
-    const auto kept = std::to_integer<std::uint32_t>(data[index / 2]) & ~(15u << shift);
-    data[index / 2] = static_cast<std::byte>(kept | value << shift);
-    return;
-  }
-  std::memcpy(data + index * (bits / 8), &value, static_cast<std::size_t>(bits / 8));
+void apply_boxes(const Moves& moves, const move::RowReader& reader, std::int64_t expert,
+                 std::int64_t band, std::byte* placed, ApplyScratch& scratch) {
+  const std::int64_t pitch = moves.placement->shape().pitch;
+  scratch.rows.clear();
+  moves.for_boxes(band, [&](const Box& box) {
+    if (box.col == 0) {
+      for (std::int64_t row = 0; row < box.rows; ++row) {
+        scratch.rows.push_back(reader.row(expert, box.row + row));
+      }
+      scratch.row_bytes.resize(scratch.rows.size());
+      scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
+    }
+    const auto window = moves.axes.window(moves.bytes(box.col), moves.bytes(box.cols));
+    for (std::size_t row = 0; row < scratch.rows.size(); ++row) {
+      const std::byte* bytes = pitch == 0 ? reader.find(scratch.rows[row], window) : nullptr;
+      if (bytes == nullptr) {
+        std::byte* packed = scratch.packed.row(static_cast<std::int64_t>(row));
+        reader.read(scratch.rows[row], window, packed, scratch.recode);
+        bytes = packed;
+      }
+      scratch.row_bytes[row] = bytes;
+    }
+    moves.placement->put(box, scratch.row_bytes.data(), placed, scratch.placement);
+  });
 }
 
-struct Nothing {};
+void undo_rows(const Moves& moves, const move::RowWriter& writer, std::int64_t expert,
+               std::int64_t band, const std::byte* placed, UndoScratch& scratch,
+               UndoReport& report) {
+  const std::int64_t row_bytes = moves.axes.row_bytes();
+  const move::ColumnWindow window = moves.axes.window(0, row_bytes);
+  const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
+  for (std::int64_t row = band * moves.box_rows; row < end; ++row) {
+    const std::byte* from = placed + row * row_bytes;
+    if (moves.map.words != nullptr) {
+      from = move::undo_words(*moves.map.words, placed, row * row_bytes, row_bytes, scratch.words);
+    }
+    writer.write(expert, row, window, from, scratch.rows, report);
+  }
+}
+
+void undo_boxes(const Moves& moves, const move::RowWriter& writer, std::int64_t expert,
+                std::int64_t band, const std::byte* placed, UndoScratch& scratch,
+                UndoReport& report) {
+  const std::int64_t pitch = moves.placement->shape().pitch;
+  moves.for_boxes(band, [&](const Box& box) {
+    if (box.col == 0) {
+      scratch.row_bytes.resize(static_cast<std::size_t>(box.rows));
+      scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
+    }
+    const auto window = moves.axes.window(moves.bytes(box.col), moves.bytes(box.cols));
+    for (std::int64_t row = 0; row < box.rows; ++row) {
+      std::byte* bytes = pitch == 0 ? writer.find(expert, box.row + row, window) : nullptr;
+      scratch.row_bytes[static_cast<std::size_t>(row)] =
+          bytes != nullptr ? bytes : scratch.packed.row(row);
+    }
+    moves.placement->take(box, placed, scratch.row_bytes.data(), scratch.placement);
+    for (std::int64_t row = 0; row < box.rows; ++row) {
+      const std::byte* packed = scratch.packed.row(row);
+      if (scratch.row_bytes[static_cast<std::size_t>(row)] != packed) continue;
+      writer.write(expert, box.row + row, window, packed, scratch.rows, report);
+    }
+  });
+}
+
+void merge(UndoReport& total, const UndoReport& part) {
+  const auto earlier = [](std::int64_t left, std::int64_t right) {
+    return left < 0 ? right : right < 0 ? left : std::min(left, right);
+  };
+  total.pads += part.pads;
+  total.wrong_pads += part.wrong_pads;
+  total.first_wrong_pad = earlier(total.first_wrong_pad, part.first_wrong_pad);
+  total.copies += part.copies;
+  total.wrong_copies += part.wrong_copies;
+  total.first_wrong_copy = earlier(total.first_wrong_copy, part.first_wrong_copy);
+}
+
+/// Where the pairs of FP4 codes stay together along an axis: entry 2i + 1 follows entry 2i.
+bool keeps_pairs(const AxisTable& cols) {
+  if (cols.size() % 2 != 0) return false;
+  for (std::int64_t col = 0; col < cols.size(); col += 2) {
+    const AxisEntry even = cols[col];
+    const AxisEntry odd = cols[col + 1];
+    if (even.is_pad() != odd.is_pad()) return false;
+    if (even.is_pad()) {
+      if (even.pad_step() != odd.pad_step() || even.fill() != odd.fill()) return false;
+    } else if (even.index() % 2 != 0 || odd.index() != even.index() + 1) {
+      return false;
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
+void check_movable(std::string_view tensor, const IndexMap& map, const Recoders& recoders,
+                   int in_bits) {
+  if (map.words != nullptr && map.out_bytes() % 4 != 0) {
+    fail(tensor,
+         "{} moves bits inside 32-bit words, the layout has {} bytes; pad to a multiple of 4",
+         map.words->name(), map.out_bytes());
+  }
+  bool nibbles = in_bits == 4;
+  for (const auto& recoder : recoders) nibbles = nibbles || recoder->out_bits() == 4;
+  if (!nibbles) return;
+  if (map.in_cols % 2 != 0) {
+    fail(tensor, "has {} columns of FP4 codes, two a byte; needed is an even number", map.in_cols);
+  }
+  if (!keeps_pairs(map.cols)) {
+    fail(tensor,
+         "its columns are cut or padded at an odd FP4 code, two are a byte; pad to an even number");
+  }
+  if (map.element_bits != 4 || map.out_elements() == 0) return;
+  const PlacedDigit* innermost = nullptr;
+  for (const PlacedDigit& digit : map.digits) {
+    if (digit.size > 1) innermost = &digit;
+    const bool lowest = digit.axis == Axis::col && digit.weight == 1 && digit.size > 1;
+    if (lowest && digit.size % 2 != 0) innermost = &digit;
+    if (lowest && digit.size % 2 != 0) break;
+  }
+  if (innermost != nullptr && innermost->size % 2 != 0) {
+    fail(tensor, "the layout keeps {} FP4 codes together, two are a byte; needed is an even number",
+         innermost->size);
+  }
+}
+
 void apply(const IndexMap& map, const TensorStack& in, const Recoders& recoders,
            std::span<std::byte> out, int threads) {
-  const int in_bits = in.element_bits;
-  parallel_for<Nothing>(map.experts, threads, [&](std::int64_t expert, Nothing&) {
-    const int bits = map.element_bits;
-    std::vector<std::byte> matrix(static_cast<std::size_t>(map.in_rows * map.in_cols * bits / 8));
-    std::vector<std::byte> piece;
-    std::vector<std::byte> rewritten;
-    for (std::int64_t row = 0; row < map.in_rows; ++row) {
-      piece.resize(static_cast<std::size_t>(map.in_cols * in_bits / 8));
-      in.read(expert, row, 0, map.in_cols, piece.data());
-      for (const auto& recoder : recoders) {
-        rewritten.resize(static_cast<std::size_t>(map.in_cols * recoder->out_bits() / 8));
-        recoder->rewrite({expert, row, 0}, piece, rewritten);
-        std::swap(piece, rewritten);
-      }
-      std::copy(piece.begin(), piece.end(), matrix.begin() + row * map.in_cols * bits / 8);
-    }
-    std::byte* to = out.data() + expert * map.out_bytes();
-    for (std::int64_t place = 0; place < map.out_elements(); ++place) {
-      const Origin origin = map.origin(place);
-      std::uint32_t fill = 0;
-      std::memset(&fill, std::to_integer<int>(origin.fill), sizeof fill);
-      put(to, place, bits,
-          origin.pad ? fill & (bits == 32 ? ~0u : (1u << bits) - 1)
-                     : get(matrix.data(), origin.row * map.in_cols + origin.col, bits));
-    }
-    if (map.words) {
-      for (std::int64_t word = 0; word < map.out_bytes() / 4; ++word) {
-        put(to, word, 32, map.words->apply(get(to, word, 32)));
-      }
-    }
-  });
+  check_movable(in.name, map, recoders, in.element_bits);
+  if (map.out_elements() == 0) return;
+  const Moves moves(map);
+  const move::RowReader reader(map, moves.axes, in, recoders);
+  parallel_for<ApplyScratch>(
+      map.experts * moves.bands, threads, [&](std::int64_t item, ApplyScratch& scratch) {
+        const std::int64_t expert = item / moves.bands;
+        std::byte* placed = out.data() + expert * map.out_bytes();
+        const auto apply_band = moves.placement ? apply_boxes : apply_rows;
+        apply_band(moves, reader, expert, item % moves.bands, placed, scratch);
+      });
+  const bool words_are_done =
+      moves.placement ? moves.placement->puts_words() : rows_are_words(moves);
+  if (map.words != nullptr && !words_are_done) {
+    parallel_for<ApplyScratch>(map.experts, threads, [&](std::int64_t expert, ApplyScratch&) {
+      std::byte* placed = out.data() + expert * map.out_bytes();
+      move::move_words(map.words->groups(), placed, placed, map.out_bytes());
+    });
+  }
 }
 
 int restored_bits(const IndexMap& map, const Recoders& recoders) {
@@ -78,69 +257,35 @@ int restored_bits(const IndexMap& map, const Recoders& recoders) {
 
 UndoReport undo(const IndexMap& map, std::span<const std::byte> in, const Recoders& recoders,
                 std::span<std::byte> out, int threads) {
-  std::vector<UndoReport> reports(static_cast<std::size_t>(map.experts));
-  const int bits = map.element_bits;
-  const std::int64_t restored = restored_bits(map, recoders);
-  parallel_for<Nothing>(map.experts, threads, [&](std::int64_t expert, Nothing&) {
-    UndoReport& report = reports[static_cast<std::size_t>(expert)];
-    std::vector<std::byte> placed(in.begin() + expert * map.out_bytes(),
-                                  in.begin() + (expert + 1) * map.out_bytes());
-    if (map.words) {
-      for (std::int64_t word = 0; word < map.out_bytes() / 4; ++word) {
-        put(placed.data(), word, 32, map.words->undo(get(placed.data(), word, 32)));
-      }
-    }
-    const std::int64_t elements = map.in_rows * map.in_cols;
-    std::vector<std::byte> matrix(static_cast<std::size_t>(elements * bits / 8));
-    std::vector<bool> seen(static_cast<std::size_t>(elements));
-    for (std::int64_t place = 0; place < map.out_elements(); ++place) {
-      const Origin origin = map.origin(place);
-      const std::uint32_t value = get(placed.data(), place, bits);
-      const std::int64_t position = expert * map.out_elements() + place;
-      if (origin.pad) {
-        std::uint32_t fill = 0;
-        std::memset(&fill, std::to_integer<int>(origin.fill), sizeof fill);
-        ++report.pads;
-        if (value != (fill & (bits == 32 ? ~0u : (1u << bits) - 1))) {
-          if (report.wrong_pads++ == 0) report.first_wrong_pad = position;
-        }
-        continue;
-      }
-      const std::int64_t element = origin.row * map.in_cols + origin.col;
-      if (seen[static_cast<std::size_t>(element)]) {
-        ++report.copies;
-        if (get(matrix.data(), element, bits) != value && report.wrong_copies++ == 0) {
-          report.first_wrong_copy = position;
-        }
-        continue;
-      }
-      seen[static_cast<std::size_t>(element)] = true;
-      put(matrix.data(), element, bits, value);
-    }
-    std::vector<std::byte> piece;
-    std::vector<std::byte> before;
-    for (std::int64_t row = 0; row < map.in_rows; ++row) {
-      const auto begin = matrix.begin() + row * map.in_cols * bits / 8;
-      piece.assign(begin, begin + map.in_cols * bits / 8);
-      for (auto recoder = recoders.rbegin(); recoder != recoders.rend(); ++recoder) {
-        if (!(*recoder)->invertible()) break;
-        before.resize(static_cast<std::size_t>(map.in_cols * (*recoder)->in_bits() / 8));
-        (*recoder)->restore({expert, row, 0}, piece, before);
-        std::swap(piece, before);
-      }
-      std::copy(piece.begin(), piece.end(),
-                out.begin() + (expert * map.in_rows + row) * map.in_cols * restored / 8);
+  check_movable("undo", map, recoders,
+                recoders.empty() ? map.element_bits : recoders.front()->in_bits());
+  UndoReport total;
+  std::vector<UndoReport> reports;
+  const move::Axes axes(map);
+  const move::RowWriter writer(map, axes, in, recoders, out);
+  if (map.out_elements() > 0) {
+    const Moves moves(map);
+    reports.resize(static_cast<std::size_t>(map.experts * moves.bands));
+    parallel_for<UndoScratch>(
+        map.experts * moves.bands, threads, [&](std::int64_t item, UndoScratch& scratch) {
+          const std::int64_t expert = item / moves.bands;
+          const std::int64_t band = item % moves.bands;
+          const std::byte* placed = in.data() + expert * map.out_bytes();
+          const auto undo_band = moves.placement ? undo_boxes : undo_rows;
+          undo_band(moves, writer, expert, band, placed, scratch,
+                    reports[static_cast<std::size_t>(item)]);
+          const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
+          for (std::int64_t row = band * moves.box_rows; row < end; ++row) {
+            writer.write_dropped_cols(expert, row, scratch.rows);
+          }
+        });
+  }
+  parallel_for<UndoScratch>(map.experts, threads, [&](std::int64_t expert, UndoScratch& scratch) {
+    for (const std::int64_t row : axes.dropped_rows()) {
+      writer.write_dropped_row(expert, row, scratch.rows);
     }
   });
-  UndoReport total;
-  for (const UndoReport& report : reports) {
-    total.pads += report.pads;
-    total.copies += report.copies;
-    if (total.first_wrong_pad < 0) total.first_wrong_pad = report.first_wrong_pad;
-    if (total.first_wrong_copy < 0) total.first_wrong_copy = report.first_wrong_copy;
-    total.wrong_pads += report.wrong_pads;
-    total.wrong_copies += report.wrong_copies;
-  }
+  for (const UndoReport& report : reports) merge(total, report);
   return total;
 }
 

@@ -30,6 +30,7 @@ std::span<const NamedOperation> all_operations();
 Operation find_operation(std::string_view op);
 
 /// The operations of one area, in its own file.
+std::span<const NamedOperation> layout_trtllm_operations();
 std::span<const NamedOperation> layout_nvidia_operations();
 std::span<const NamedOperation> layout_marlin_operations();
 std::span<const NamedOperation> layout_triton_operations();

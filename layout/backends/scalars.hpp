@@ -1,11 +1,13 @@
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "layout/backend.hpp"
 
-// Per-expert numbers that several backends pass. All f32; products from left to right.
+// Numbers that several backends pass, and how kernels take them. All f32; products from left to
+// right.
 
 namespace moeref::backends {
 
@@ -13,9 +15,29 @@ namespace moeref::backends {
 /// over all experts. Error: the checkpoint stores none ("static activation scales are needed").
 float max_input_scale_13(const ExpertScalars& scalars, std::string_view backend);
 float max_input_scale_2(const ExpertScalars& scalars, std::string_view backend);
+/// The activation scale of GEMM2 of each local expert. Error: as above.
+std::vector<float> input_scales_2(const ExpertScalars& scalars, const LayerShape& shape,
+                                  std::string_view backend);
+
+/// The factor of gate (of up if not gated) of each expert, as stored. Error: the layer has none.
+std::vector<float> first_scales(const ExpertScalars& scalars, const LayerShape& shape);
+/// by * values[e]
+std::vector<float> times(float by, std::vector<float> values);
+/// values[e] / divisor
+std::vector<float> over(std::vector<float> values, float divisor);
+
+/// A number that is the same for all experts.
+ScalarRecipe one_scalar(std::string name, std::string formula,
+                        std::function<float(const ExpertScalars&)> value);
 
 /// swiglu_alpha, swiglu_beta, swiglu_limit, one value per local expert. Empty vectors (the tensor
 /// is not passed) if no expert has a limit and alpha is 1, beta 0.
 std::vector<ScalarRecipe> swiglu_arrays();
+
+using Factor = std::function<float(const ScalarValues&, std::int64_t expert)>;
+/// Number `expert` of a prepared scalar, or its only one.
+Factor factor(std::string name);
+/// 1 / that number: an activation scale of which the kernel takes the quantizing multiplier.
+Factor reciprocal(std::string name);
 
 }  // namespace moeref::backends

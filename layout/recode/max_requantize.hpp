@@ -3,17 +3,20 @@
 #include <vector>
 
 #include "layout/step.hpp"
+#include "quant/formats.hpp"
 
 namespace moeref::recode {
 
 /// One scale for both halves of w13: per expert s = max(gate scale, up scale), every code
-/// q' = e4m3(clamp(float(f16(f16(q) * scale of its half)) * (1 / s), -448, 448)), all in f32 but
-/// for the f16 product; also for the half that already has s. The weight codes of w13. fnuz: the
-/// codes are E4M3FNUZ and saturate at 240. Source: sglang modelopt_quant.py
-/// process_weights_after_loading, quantization/utils.py per_tensor_dequantize,
-/// per_tensor_quant_fp8.cu
-Recode max_requantize_w13(bool fnuz = false);
-/// s of each expert.
+/// q' = e4m3(clamp(f16(q * scale of its half) * (1 / s), -448, 448)), all in f32 but for the f16
+/// product; also for the half that already has s, and for the only half if not gated. NaN becomes
+/// 448. cuda (where frameworks run it) rounds the scale to f16 before the product, cpu does not.
+/// fnuz: the codes are E4M3FNUZ, their scales twice the stored ones, and they saturate at 240.
+/// Error: a layer without per-tensor scales.
+/// Source: sglang modelopt_quant.py process_weights_after_loading, quantization/utils.py
+/// per_tensor_dequantize, sgl-kernel per_tensor_quant_fp8.cu
+Recode max_requantize_w13(bool fnuz = false, TorchDevice device = TorchDevice::cuda);
+/// s of each expert, of the stored scales. Error: a layer without per-tensor scales.
 std::vector<float> max_scale(const ExpertScalars& scalars, const LayerShape& shape);
 
 }  // namespace moeref::recode

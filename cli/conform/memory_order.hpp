@@ -1,0 +1,25 @@
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "cli/conform/ops.hpp"
+#include "layout/step.hpp"
+
+// Golden cases whose outputs are stored in the order of memory, whatever view a kernel has of them.
+
+namespace moeref::conform {
+
+/// in.`input`, [.., rows, columns], as [all sizes before these, rows, columns] of elements of
+/// `element_bits`. Error: fewer than two sizes.
+TensorStack matrices(const GoldenCase& golden, std::string_view input, int element_bits);
+/// The same with rows and columns exchanged.
+TensorStack transposed_matrices(const GoldenCase& golden, std::string_view input, int element_bits);
+
+/// The stack, made of in.`input`, through `steps`: sizes from the slowest to the fastest. The first
+/// is replaced by all sizes of the input before its last two, unless `keep_first`.
+Tensor run_in_memory_order(const GoldenCase& golden, std::string_view input,
+                           const TensorStack& stack, const std::vector<Step>& steps,
+                           bool keep_first = false);
+
+}  // namespace moeref::conform

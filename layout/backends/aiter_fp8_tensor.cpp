@@ -1,0 +1,146 @@
+#include <algorithm>
+#include <memory>
+
+#include "layout/backends/aiter_parts.hpp"
+#include "layout/backends/scalars.hpp"
+#include "layout/recode/max_requantize.hpp"
+#include "quant/error.hpp"
+
+// Source: sglang layers/quantization/fp8.py Fp8MoEMethod.process_weights_after_loading,
+// process_weights_hip_scale_padding
+
+namespace moeref::backends {
+namespace {
+
+constexpr std::string_view kName = "aiter_fp8_tensor";
+
+/// Requantization that takes rows of the padded tensor for those of the unpadded one: rows below
+/// `unpadded` get gate's scale, the next `unpadded` up's, the rest keeps its codes.
+class UnpaddedOffsets final : public Recoder {
+ public:
+  UnpaddedOffsets(std::shared_ptr<const Recoder> requantize, std::int64_t loaded,
+                  std::int64_t padded, std::int64_t unpadded)
+      : requantize_(std::move(requantize)), loaded_(loaded), padded_(padded), unpadded_(unpadded) {}
+  std::string name() const override { return "max_requantize_unpadded_offset"; }
+  int in_bits() const override { return 8; }
+  int out_bits() const override { return 8; }
+  void rewrite(const Place& at, std::span<const std::byte> in,
+               std::span<std::byte> out) const override {
+    const std::int64_t padded_row = at.row / loaded_ * padded_ + at.row % loaded_;
+    const std::int64_t half = padded_row / unpadded_;
+    if (half > 1) {
+      std::copy(in.begin(), in.end(), out.begin());
+      return;
+    }
+    requantize_->rewrite({at.expert, half * loaded_, at.col}, in, out);
+  }
+
+ private:
+  std::shared_ptr<const Recoder> requantize_;
+  std::int64_t loaded_;  // rows of a half that the rank has
+  std::int64_t padded_;
+  std::int64_t unpadded_;
+};
+
+Recode unpadded_offsets(Recode requantize, const LayerShape& shape, std::int64_t padded) {
+  const std::int64_t unpadded = ceil_div(shape.full_intermediate, shape.tp_size);
+  const auto make = requantize.make;
+  requantize.name = "max_requantize_unpadded_offset";
+  requantize.summary = "upstream: rows of the padded halves counted without padding";
+  requantize.make = [=](const LayerTensors& layer) -> std::shared_ptr<const Recoder> {
+    const std::int64_t loaded = std::max<std::int64_t>(layer.shape.intermediate, 1);
+    return std::make_shared<const UnpaddedOffsets>(make(layer), loaded, padded, unpadded);
+  };
+  return requantize;
+}
+
+/// `scales` as the device reads them.
+std::vector<float> on_device(std::vector<float> scales, bool fnuz) {
+  if (fnuz) std::transform(scales.begin(), scales.end(), scales.begin(), recode::doubled_scale);
+  return scales;
+}
+
+/// Each value `times` times.
+std::vector<float> expanded(const std::vector<float>& scales, std::int64_t times) {
+  std::vector<float> columns;
+  for (const float scale : scales) {
+    columns.insert(columns.end(), static_cast<std::size_t>(times), 1.0f * scale);
+  }
+  return columns;
+}
+
+std::vector<ScalarRecipe> scalars(std::int64_t w13_rows, bool fnuz) {
+  const std::string twice = fnuz ? "2 * " : "";
+  return {
+      {"w13_scale1", "1 * (" + twice + "max(w13_scale[e][gate], w13_scale[e][up])), for every row",
+       true,
+       [=](const ExpertScalars& from, const LayerShape& shape) {
+         return expanded(on_device(recode::max_scale(from, shape), fnuz), w13_rows);
+       }},
+      {"w2_scale1", "1 * (" + twice + "w2_scale[e]), for every row", true,
+       [=](const ExpertScalars& from, const LayerShape& shape) {
+         return expanded(on_device(from.w2_scale, fnuz), shape.hidden);
+       }},
+      {"w13_input_scale", twice + "max over all experts of w13_input_scale", false,
+       [=](const ExpertScalars& from, const LayerShape&) {
+         return from.w13_input_scale.empty() ? std::vector<float>{}
+                                             : on_device({max_input_scale_13(from, kName)}, fnuz);
+       }},
+      {"w2_input_scale", twice + "max over all experts of w2_input_scale", false,
+       [=](const ExpertScalars& from, const LayerShape&) {
+         return from.w2_input_scale.empty() ? std::vector<float>{}
+                                            : on_device({max_input_scale_2(from, kName)}, fnuz);
+       }},
+  };
+}
+
+Recipe recipe(const LayerShape& shape, const Options& options) {
+  refuse_biases(shape, kName);
+  const std::int64_t padded = aiter::padded_fp8(shape);
+  const std::int64_t w13_rows = shape.halves() * padded;
+  const bool fnuz = aiter::is_fnuz(options);
+  Recode requantize = recode::max_requantize_w13(fnuz);
+  if (options.is("requantize", "unpadded_offset_upstream")) {
+    if (!shape.gated) {
+      fail(kName, "requantize=unpadded_offset_upstream has a gate and an up half; {} is not gated",
+           shape.model);
+    }
+    requantize = unpadded_offsets(std::move(requantize), shape, padded);
+  }
+  const Steps codes = aiter::device_codes(options);
+  Recipe recipe;
+  recipe.tensors = {
+      tensor("w13", Slot::w13, codes + Steps{requantize, PadHalves{.to = padded}},
+             aiter::shuffled(8)),
+      tensor("w2", Slot::w2, codes + Steps{PadCols{.to = padded}}, aiter::shuffled(8)),
+  };
+  recipe.scalars = scalars(w13_rows, fnuz);
+  recipe.kernel.order = gate_first(shape);
+  recipe.kernel.intermediate = padded;
+  recipe.kernel.hidden = shape.hidden;
+  recipe.kernel.codes = aiter::fp8_codes(options);
+  recipe.kernel.gate_factor = factor_from("w13_scale1", w13_rows, 0);
+  recipe.kernel.up_factor = factor_from("w13_scale1", w13_rows, w13_rows - padded);
+  recipe.kernel.down_factor = factor_from("w2_scale1", shape.hidden, 0);
+  recipe.notes = {"the kernel scales by rows (per_Token): one scale, written for every row",
+                  "SGLang allocates w13_scale1 for unpadded rows; here it has those of w13"};
+  return recipe;
+}
+
+}  // namespace
+
+const Backend aiter_fp8_tensor{
+    .name = kName,
+    .family = "AMD aiter",
+    .summary = "FP8 weights with one scale: max-requantized, padded halves, 16 x 16-byte tiles",
+    .formats = {"fp8_tensor"},
+    .options = {aiter::fp8_device(),
+                {"requantize",
+                 {"per_half", "unpadded_offset_upstream"},
+                 "upstream counts rows of padded halves without their padding"}},
+    .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
+    .loader = aiter::padded_to_128,
+    .recipe = recipe,
+};
+
+}  // namespace moeref::backends

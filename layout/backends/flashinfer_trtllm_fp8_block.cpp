@@ -1,0 +1,79 @@
+#include <cstring>
+
+#include "layout/backends/readings.hpp"
+#include "layout/backends/trtllm_parts.hpp"
+#include "layout/tiles/nvidia.hpp"
+
+namespace moeref::backends {
+namespace {
+
+constexpr std::string_view kName = "flashinfer_trtllm_fp8_block";
+constexpr std::int64_t kBlock = 128;
+constexpr std::int64_t kEpilogueTile = 64;
+
+/// Scales of at least 1e-10, as torch.clamp_(min = 1e-10) leaves them; NaN stays.
+class ClampScales final : public Recoder {
+ public:
+  std::string name() const override { return "clamp_scales"; }
+  int in_bits() const override { return 32; }
+  int out_bits() const override { return 32; }
+  void rewrite(const Place&, std::span<const std::byte> in,
+               std::span<std::byte> out) const override {
+    constexpr float kSmallest = 1e-10f;
+    for (std::size_t at = 0; at < in.size(); at += sizeof(float)) {
+      const auto stored = load<float>(in.data() + at);
+      const float clamped = stored < kSmallest ? kSmallest : stored;
+      std::memcpy(out.data() + at, &clamped, sizeof clamped);
+    }
+  }
+};
+
+Step clamp_scales() {
+  return Recode{.name = "clamp_scales",
+                .summary = "f32 scales to at least 1e-10",
+                .out_bits = 32,
+                .dtype = DType::f32,
+                .make = [](const LayerTensors&) { return std::make_shared<const ClampScales>(); },
+                .needs_layer = false};
+}
+
+Recipe recipe(const LayerShape& shape, const Options& options) {
+  refuse_biases(shape, kName);
+  const trtllm::Padding padding = trtllm::pad_halves(shape, kBlock, 1);
+  const Steps kernel = options.is("layout", "block_major_k")
+                           ? Steps{ShuffleRows{kEpilogueTile}, Tile{tiles::block_major_k(kBlock)}}
+                           : Steps{};
+  const Steps clamp = options.is("clamp_scales", "on") ? Steps{clamp_scales()} : Steps{};
+  Recipe recipe;
+  recipe.tensors = {tensor("w13", Slot::w13, padding.w13, kernel),
+                    tensor("w13_scale", Slot::w13_scale, clamp + padding.w13, {}),
+                    tensor("w2", Slot::w2, padding.w2, kernel),
+                    tensor("w2_scale", Slot::w2_scale, clamp + padding.w2, {})};
+  recipe.kernel = trtllm::reading(shape, padding, Format::e4m3, Format::f32, kBlock, kBlock);
+  recipe.notes = {"up and gate do not alternate in this kernel",
+                  "activation scales are passed transposed, [hidden / 128, tokens]",
+                  "the kernel takes no alpha, beta or limit"};
+  return recipe;
+}
+
+}  // namespace
+
+/// Source: sglang@02962d78 flashinfer_trtllm.py (major_k), vllm@00af4049 flashinfer_utils.py
+/// _shuffle_deepseek_fp8_moe_weights (block_major_k).
+const Backend flashinfer_trtllm_fp8_block{
+    .name = kName,
+    .family = "FlashInfer TRTLLM-Gen",
+    .summary = "FP8 with f32 scales of 128 x 128 (DeepSeek), SM100",
+    .formats = {"fp8_block"},
+    .options = {{"layout",
+                 {"major_k", "block_major_k"},
+                 "major_k: rows as they are (SGLang); block_major_k: shuffled, K in blocks (vLLM)"},
+                trtllm::loader_option(),
+                {"clamp_scales", {"off", "on"}, "on: scales to at least 1e-10 in place (vLLM)"}},
+    .rules = {{"hidden", kBlock, "", "FlashInfer checks scale shapes of exactly / 128"},
+              {"intermediate", kBlock, "", "FlashInfer checks intermediate_size % 128 == 0"}},
+    .loader = trtllm::loader,
+    .recipe = recipe,
+};
+
+}  // namespace moeref::backends

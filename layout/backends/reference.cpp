@@ -1,0 +1,127 @@
+#include <algorithm>
+
+#include "layout/backends/readings.hpp"
+#include "layout/backends/recipe_parts.hpp"
+#include "layout/backends/scalars.hpp"
+
+namespace moeref::backends {
+namespace {
+
+/// What a weight format is made of.
+struct FormatParts {
+  std::string_view name;
+  Format codes;
+  bool block_scales;
+  bool factors;  ///< one number per expert and projection
+};
+constexpr std::array<FormatParts, 10> kParts{{
+    {"mxfp4", Format::e2m1, true, false},
+    {"nvfp4", Format::e2m1, true, true},
+    {"nvfp4_ct", Format::e2m1, true, true},
+    {"fp8_tensor", Format::e4m3, false, true},
+    {"fp8_channel", Format::e4m3, true, false},
+    {"fp8_block", Format::e4m3, true, false},
+    {"mxfp8", Format::e4m3, true, false},
+    {"bf16", Format::bf16, false, false},
+    {"f16", Format::f16, false, false},
+    {"f32", Format::f32, false, false},
+}};
+
+const FormatParts& parts_of(const LayerShape& shape) {
+  return *std::find_if(kParts.begin(), kParts.end(),
+                       [&](const FormatParts& parts) { return parts.name == shape.weight_format; });
+}
+
+Format scale_format(const LayerShape& shape) {
+  switch (shape.scale_dtype) {
+    case DType::f32:
+      return Format::f32;
+    case DType::bf16:
+      return Format::bf16;
+    case DType::f16:
+      return Format::f16;
+    case DType::f8_e4m3:
+      return Format::e4m3;
+    case DType::u8:
+    case DType::i8:
+    case DType::f8_e8m0:
+      return parts_of(shape).factors ? Format::e4m3 : Format::e8m0;
+    default:
+      fail(shape.model, "has {} block scales, which no weight format has", name(shape.scale_dtype));
+  }
+}
+
+std::vector<ScalarRecipe> stored_scalars(const FormatParts& parts) {
+  using Stored = std::vector<float> ExpertScalars::*;
+  const auto stored = [](std::string name, Stored values, std::string formula) {
+    return ScalarRecipe{
+        std::move(name), std::move(formula), true,
+        [values](const ExpertScalars& scalars, const LayerShape&) { return scalars.*values; }};
+  };
+  std::vector<ScalarRecipe> scalars;
+  if (parts.factors) {
+    const std::string end = parts.block_scales ? "_scale_2" : "_scale";
+    scalars.push_back(stored("w13" + end, &ExpertScalars::w13_scale, "as stored [e][gate, up]"));
+    scalars.push_back(stored("w2" + end, &ExpertScalars::w2_scale, "as stored [e]"));
+  }
+  scalars.push_back(stored("w13_input_scale", &ExpertScalars::w13_input_scale,
+                           "as stored, all experts [e][gate, up]"));
+  scalars.push_back(
+      stored("w2_input_scale", &ExpertScalars::w2_input_scale, "as stored, all experts [e]"));
+  for (ScalarRecipe& array : swiglu_arrays()) scalars.push_back(std::move(array));
+  return scalars;
+}
+
+KernelReading reading(const LayerShape& shape, const FormatParts& parts) {
+  KernelReading kernel;
+  kernel.order = gate_first(shape);
+  kernel.intermediate = shape.intermediate;
+  kernel.hidden = shape.hidden;
+  kernel.codes = parts.codes;
+  if (parts.block_scales) {
+    kernel.block_rows = shape.block_rows;
+    kernel.block_cols = shape.block_cols;
+    kernel.w13_scale = kernel.w2_scale = decode_as(scale_format(shape));
+  }
+  if (parts.factors) {
+    const std::string end = parts.block_scales ? "_scale_2" : "_scale";
+    const std::int64_t halves = shape.halves();
+    kernel.gate_factor = factor_from("w13" + end, halves, 0);
+    kernel.up_factor = factor_from("w13" + end, halves, halves - 1);
+    kernel.down_factor = factor_from("w2" + end, 1, 0);
+  }
+  return kernel;
+}
+
+Recipe recipe(const LayerShape& shape, const Options&) {
+  const FormatParts& parts = parts_of(shape);
+  Recipe recipe;
+  recipe.tensors = {tensor("w13", Slot::w13, {}, {}), tensor("w2", Slot::w2, {}, {})};
+  if (parts.block_scales) {
+    recipe.tensors.push_back(tensor("w13_scale", Slot::w13_scale, {}, {}));
+    recipe.tensors.push_back(tensor("w2_scale", Slot::w2_scale, {}, {}));
+  }
+  add_biases(recipe, shape);
+  recipe.scalars = stored_scalars(parts);
+  recipe.kernel = reading(shape, parts);
+  if (parts.name == "nvfp4_ct") {
+    recipe.notes.emplace_back("global scales divide in the file; passed are their f32 reciprocals");
+  }
+  return recipe;
+}
+
+}  // namespace
+
+const Backend reference{
+    .name = "reference",
+    .family = "plain",
+    .summary = "the logical weights as they are: gate rows, then up rows",
+    .formats = {"mxfp4", "nvfp4", "nvfp4_ct", "fp8_tensor", "fp8_channel", "fp8_block", "mxfp8",
+                "bf16", "f16", "f32"},
+    .options = {},
+    .rules = {},
+    .loader = nullptr,
+    .recipe = recipe,
+};
+
+}  // namespace moeref::backends

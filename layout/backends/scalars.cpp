@@ -1,0 +1,109 @@
+#include "layout/backends/scalars.hpp"
+
+#include <algorithm>
+
+#include "quant/error.hpp"
+
+namespace moeref::backends {
+namespace {
+
+float largest(const std::vector<float>& scales, std::string_view backend, std::string_view name) {
+  if (scales.empty()) {
+    fail(backend, "static activation scales are needed, but the checkpoint stores no {}", name);
+  }
+  return *std::max_element(scales.begin(), scales.end());
+}
+
+/// Whether the activation is more than silu(gate) * up.
+bool has_parameters(const ExpertScalars& scalars) {
+  const auto any_but = [](const std::vector<float>& values, float usual) {
+    return std::any_of(values.begin(), values.end(),
+                       [usual](float value) { return value != usual; });
+  };
+  return any_but(scalars.alpha, 1.0f) || any_but(scalars.beta, 0.0f) ||
+         any_but(scalars.limit, kNoLimit);
+}
+
+ScalarRecipe parameter(std::string name, std::vector<float> ExpertScalars::*values) {
+  std::string formula = name.substr(name.find('_') + 1) + "[e] of the activation";
+  return {.name = std::move(name),
+          .formula = std::move(formula),
+          .values = [values](const ExpertScalars& scalars, const LayerShape&) {
+            return has_parameters(scalars) ? scalars.*values : std::vector<float>{};
+          }};
+}
+
+float value_of(const ScalarValues& values, const std::string& name, std::int64_t expert) {
+  const std::vector<float>& found = values.find(name)->second;
+  return found.size() == 1 ? found.front() : found[static_cast<std::size_t>(expert)];
+}
+
+}  // namespace
+
+float max_input_scale_13(const ExpertScalars& scalars, std::string_view backend) {
+  return largest(scalars.w13_input_scale, backend, "input scales of gate and up");
+}
+
+float max_input_scale_2(const ExpertScalars& scalars, std::string_view backend) {
+  return largest(scalars.w2_input_scale, backend, "input scales of down");
+}
+
+std::vector<float> input_scales_2(const ExpertScalars& scalars, const LayerShape& shape,
+                                  std::string_view backend) {
+  max_input_scale_2(scalars, backend);
+  const auto first = scalars.w2_input_scale.begin() + shape.first_expert;
+  return {first, first + shape.experts};
+}
+
+std::vector<float> first_scales(const ExpertScalars& scalars, const LayerShape& shape) {
+  const auto halves = static_cast<std::size_t>(shape.halves());
+  if (scalars.w13_scale.size() != static_cast<std::size_t>(shape.experts) * halves) {
+    fail(shape.model, "has {} factors of w13 for {} experts; its weights need one a projection",
+         scalars.w13_scale.size(), shape.experts);
+  }
+  std::vector<float> first;
+  for (std::size_t i = 0; i < scalars.w13_scale.size(); i += halves) {
+    first.push_back(scalars.w13_scale[i]);
+  }
+  return first;
+}
+
+std::vector<float> times(float by, std::vector<float> values) {
+  for (float& value : values) value = by * value;
+  return values;
+}
+
+std::vector<float> over(std::vector<float> values, float divisor) {
+  for (float& value : values) value = value / divisor;
+  return values;
+}
+
+ScalarRecipe one_scalar(std::string name, std::string formula,
+                        std::function<float(const ExpertScalars&)> value) {
+  return {.name = std::move(name),
+          .formula = std::move(formula),
+          .per_expert = false,
+          .values = [value = std::move(value)](const ExpertScalars& scalars, const LayerShape&) {
+            return std::vector<float>{value(scalars)};
+          }};
+}
+
+std::vector<ScalarRecipe> swiglu_arrays() {
+  return {parameter("swiglu_alpha", &ExpertScalars::alpha),
+          parameter("swiglu_beta", &ExpertScalars::beta),
+          parameter("swiglu_limit", &ExpertScalars::limit)};
+}
+
+Factor factor(std::string name) {
+  return [name = std::move(name)](const ScalarValues& values, std::int64_t expert) {
+    return value_of(values, name, expert);
+  };
+}
+
+Factor reciprocal(std::string name) {
+  return [name = std::move(name)](const ScalarValues& values, std::int64_t expert) {
+    return 1.0f / value_of(values, name, expert);
+  };
+}
+
+}  // namespace moeref::backends

@@ -1,0 +1,39 @@
+#include "layout/backends/readings.hpp"
+#include "layout/backends/recipe_parts.hpp"
+
+namespace moeref::backends {
+namespace {
+
+Recipe recipe(const LayerShape& shape, const Options& options) {
+  const Steps rows = options.is("rows", "interleaved") ? Steps{InterleaveHalves{1}} : Steps{};
+  Recipe recipe;
+  recipe.tensors = {
+      tensor("w13", Slot::w13, {}, rows),
+      tensor("w2", Slot::w2, {}, {}),
+  };
+  add_biases(recipe, shape, rows);
+  recipe.kernel = {
+      .order = gate_first(shape),
+      .intermediate = shape.intermediate,
+      .hidden = shape.hidden,
+      .codes = shape.weight_format == "f16" ? Format::f16 : Format::bf16,
+  };
+  return recipe;
+}
+
+}  // namespace
+
+const Backend triton_bf16{
+    .name = "triton_bf16",
+    .family = "Triton",
+    .summary = "unquantized weights: gate rows, then up rows, as loaded",
+    .formats = {"bf16", "f16"},
+    .options = {{"rows",
+                 {"halves", "interleaved"},
+                 "interleaved: GPT-OSS, whose activation reads gate and up in turn"}},
+    .rules = {},
+    .loader = nullptr,
+    .recipe = recipe,
+};
+
+}  // namespace moeref::backends

@@ -1,0 +1,48 @@
+#include "layout/backends/triton_parts.hpp"
+#include "layout/recode/ue8m0.hpp"
+
+namespace moeref::backends {
+namespace {
+
+constexpr std::int64_t kBlock = 128;
+
+Recipe recipe(const LayerShape& shape, const Options& options) {
+  const Steps codes = fnuz_codes(options);
+  const auto scales = [&options](Slot slot) {
+    return Steps{recode::scales_to_f32(slot, kBlock)} + fnuz_scales(options);
+  };
+  Recipe recipe;
+  recipe.tensors = {
+      tensor("w13", Slot::w13, codes, {}),
+      tensor("w13_scale", Slot::w13_scale, scales(Slot::w13_scale), {}),
+      tensor("w2", Slot::w2, codes, {}),
+      tensor("w2_scale", Slot::w2_scale, scales(Slot::w2_scale), {}),
+  };
+  add_biases(recipe, shape);
+  recipe.kernel = {
+      .order = gate_first(shape),
+      .intermediate = shape.intermediate,
+      .hidden = shape.hidden,
+      .codes = fp8_codes(options),
+      .block_rows = kBlock,
+      .block_cols = kBlock,
+      .w13_scale = decode_as(Format::f32),
+      .w2_scale = decode_as(Format::f32),
+  };
+  return recipe;
+}
+
+}  // namespace
+
+const Backend triton_fp8_block{
+    .name = "triton_fp8_block",
+    .family = "Triton",
+    .summary = "FP8 weights with f32 scales of 128 x 128 blocks, activations 1 x 128",
+    .formats = {"fp8_block"},
+    .options = {fnuz_option()},
+    .rules = {{"intermediate", kBlock, "", "SGLang create_weights: a block must not cross halves"}},
+    .loader = nullptr,
+    .recipe = recipe,
+};
+
+}  // namespace moeref::backends

@@ -1,0 +1,48 @@
+#include "layout/backends/triton_parts.hpp"
+#include "layout/recode/ue8m0.hpp"
+
+namespace moeref::backends {
+namespace {
+
+Recipe recipe(const LayerShape& shape, const Options& options) {
+  const Steps codes = fnuz_codes(options);
+  const auto scales = [&options](Slot slot) {
+    return Steps{recode::scales_to_f32(slot)} + fnuz_scales(options);
+  };
+  Recipe recipe;
+  recipe.tensors = {
+      tensor("w13", Slot::w13, codes, stepped_over_columns(options, shape.hidden)),
+      tensor("w13_scale", Slot::w13_scale, scales(Slot::w13_scale), {}),
+      tensor("w2", Slot::w2, codes, stepped_over_columns(options, shape.intermediate)),
+      tensor("w2_scale", Slot::w2_scale, scales(Slot::w2_scale), {}),
+  };
+  add_biases(recipe, shape);
+  recipe.kernel = {
+      .order = gate_first(shape),
+      .intermediate = shape.intermediate,
+      .hidden = shape.hidden,
+      .unread_k = unread_k(options),
+      .codes = fp8_codes(options),
+      .block_rows = 1,
+      .block_cols = kWholeAxis,
+      .w13_scale = decode_as(Format::f32),
+      .w2_scale = decode_as(Format::f32),
+  };
+  recipe.notes = padding_notes(options);
+  return recipe;
+}
+
+}  // namespace
+
+const Backend triton_fp8_channel{
+    .name = "triton_fp8_channel",
+    .family = "Triton",
+    .summary = "FP8 weights with a scale per row, activations quantized per token",
+    .formats = {"fp8_channel"},
+    .options = {moe_padding_option(), fnuz_option()},
+    .rules = {},
+    .loader = nullptr,
+    .recipe = recipe,
+};
+
+}  // namespace moeref::backends

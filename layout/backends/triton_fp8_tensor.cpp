@@ -1,0 +1,141 @@
+#include <algorithm>
+#include <memory>
+
+#include "layout/backends/scalars.hpp"
+#include "layout/backends/triton_parts.hpp"
+#include "layout/recode/max_requantize.hpp"
+
+namespace moeref::backends {
+namespace {
+
+constexpr std::string_view kName = "triton_fp8_tensor";
+
+/// The requantization with the rank's own size as the offset of the second shard, although the
+/// halves lie `stride` rows apart: a row takes the scale of the shard that its place falls into,
+/// and keeps its code past the second. Source: sglang@02d5e1b5edc2
+/// compressed_tensors_w8a8_fp8_moe.py process_weights_after_loading
+class MisplacedRequantizer final : public Recoder {
+ public:
+  MisplacedRequantizer(std::shared_ptr<const Recoder> by_half, std::int64_t half_rows,
+                       std::int64_t stride, std::int64_t shard)
+      : by_half_(std::move(by_half)), half_rows_(half_rows), stride_(stride), shard_(shard) {}
+  std::string name() const override { return "max_requantize_w13_ct"; }
+  int in_bits() const override { return 8; }
+  int out_bits() const override { return 8; }
+  void rewrite(const Place& at, std::span<const std::byte> in,
+               std::span<std::byte> out) const override {
+    const std::int64_t place = at.row / half_rows_ * stride_ + at.row % half_rows_;
+    const std::int64_t shard = place / shard_;
+    if (shard < 2) {
+      by_half_->rewrite({at.expert, shard * half_rows_, at.col}, in, out);
+    } else {
+      std::copy(in.begin(), in.end(), out.begin());
+    }
+  }
+
+ private:
+  std::shared_ptr<const Recoder> by_half_;
+  std::int64_t half_rows_;
+  std::int64_t stride_;
+  std::int64_t shard_;
+};
+
+bool is_ct(const Options& options) { return options.is("requantize", "ct_upstream"); }
+
+Step misplaced_requantization(const LayerShape& shape, bool fnuz) {
+  Recode recode = recode::max_requantize_w13(fnuz);
+  recode.name = "max_requantize_w13_ct";
+  recode.make = [by_half = recode.make, shape](const LayerTensors& layer) {
+    return std::make_shared<const MisplacedRequantizer>(by_half(layer),
+                                                        layer.at(Slot::w13).half_rows, shape.stride,
+                                                        shape.full_intermediate / shape.tp_size);
+  };
+  return recode;
+}
+
+/// compressed-tensors allocates by aiter's rule on every platform.
+Loader loader(const LayerShape&, const Options& options) {
+  return is_ct(options) ? Loader{LoaderKind::padded, 128} : Loader{};
+}
+
+ScalarRecipe input_scale(std::string name, std::vector<float> ExpertScalars::*stored,
+                         const Options& options) {
+  return {.name = std::move(name),
+          .formula = is_fnuz(options) ? "2 * max over all experts" : "max over all experts",
+          .per_expert = false,
+          .values = [stored, options](const ExpertScalars& scalars, const LayerShape&) {
+            const std::vector<float>& all = scalars.*stored;
+            if (all.empty()) return std::vector<float>{};
+            return fnuz_factors(options, {*std::max_element(all.begin(), all.end())});
+          }};
+}
+
+std::vector<ScalarRecipe> scalars(const Options& options) {
+  const std::string twice = is_fnuz(options) ? "2 * " : "";
+  const auto w13 = [options](const ExpertScalars& scalars, const LayerShape& shape) {
+    return fnuz_factors(options, recode::max_scale(scalars, shape));
+  };
+  const auto w2 = [options](const ExpertScalars& scalars, const LayerShape&) {
+    return fnuz_factors(options, scalars.w2_scale);
+  };
+  return {{"w13_scale", twice + "max(w13_scale[e][gate], w13_scale[e][up])", true, w13},
+          {"w2_scale", twice + "w2_scale[e]", true, w2},
+          input_scale("w13_input_scale", &ExpertScalars::w13_input_scale, options),
+          input_scale("w2_input_scale", &ExpertScalars::w2_input_scale, options)};
+}
+
+Recipe recipe(const LayerShape& shape, const Options& options) {
+  if (is_ct(options) && !shape.gated) {
+    fail(kName, "requantize=ct_upstream has a gate and an up half; {} is not gated", shape.model);
+  }
+  const std::int64_t rows = is_ct(options) ? round_up(shape.stride, 128) : shape.intermediate;
+  const bool pads = rows != shape.intermediate;
+  const Step requantize = is_ct(options) ? misplaced_requantization(shape, is_fnuz(options))
+                                         : Step{recode::max_requantize_w13(is_fnuz(options))};
+  const Steps half_rows = pads ? Steps{PadHalves{.to = rows}} : Steps{};
+  const Steps w2_cols = pads ? Steps{PadCols{.to = rows}} : Steps{};
+  const Steps fnuz = fnuz_codes(options);
+  Recipe recipe;
+  recipe.tensors = {
+      tensor("w13", Slot::w13, fnuz + Steps{requantize} + half_rows,
+             stepped_over_columns(options, shape.hidden)),
+      tensor("w2", Slot::w2, fnuz + w2_cols, stepped_over_columns(options, rows)),
+  };
+  add_biases(recipe, shape, {}, half_rows);
+  recipe.scalars = scalars(options);
+  recipe.kernel = {
+      .order = gate_first(shape),
+      .intermediate = rows,
+      .hidden = shape.hidden,
+      .unread_k = unread_k(options),
+      .codes = fp8_codes(options),
+      .gate_factor = factor_from("w13_scale"),
+      .up_factor = factor_from("w13_scale"),
+      .down_factor = factor_from("w2_scale"),
+  };
+  recipe.notes = padding_notes(options);
+  if (pads) {
+    recipe.notes.emplace_back(
+        "upstream defect: rows are requantized as if the up half began at the rank's own size");
+  }
+  return recipe;
+}
+
+}  // namespace
+
+const Backend triton_fp8_tensor{
+    .name = kName,
+    .family = "Triton",
+    .summary = "FP8 weights, gate and up requantized to the larger of their two scales",
+    .formats = {"fp8_tensor"},
+    .options = {moe_padding_option(),
+                fnuz_option(),
+                {"requantize",
+                 {"per_half", "ct_upstream"},
+                 "ct_upstream: halves 128-aligned, but requantized at the unaligned offset"}},
+    .rules = {},
+    .loader = loader,
+    .recipe = recipe,
+};
+
+}  // namespace moeref::backends

@@ -1,0 +1,227 @@
+#include "layout/kernel_view.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "layout/dense_layer.hpp"
+#include "quant/error.hpp"
+
+namespace moeref {
+namespace {
+
+std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+/// Room for the matrices of `stack`, with the elements that `tensor` is prepared to.
+DenseSlot dense_slot(const TensorStack& stack, const PreparedTensor& tensor) {
+  DenseSlot dense;
+  dense.name = stack.name;
+  dense.rows = stack.rows();
+  dense.cols = stack.cols;
+  dense.element_bits = tensor.plan.map.element_bits;
+  dense.dtype = tensor.plan.dtype;
+  dense.block_rows = stack.block_rows;
+  dense.block_cols = stack.block_cols;
+  dense.bytes =
+      std::make_shared<std::vector<std::byte>>(to_size(stack.experts * dense.expert_bytes()));
+  return dense;
+}
+
+bool is_w13(Slot slot) {
+  return slot == Slot::w13 || slot == Slot::w13_scale || slot == Slot::w13_bias;
+}
+
+/// The first prepared tensor that is made from `slot`, by its place in the recipe, or -1.
+std::int64_t tensor_of(const PreparedLayer& prepared, Slot slot) {
+  const auto& recipes = prepared.recipe.tensors;
+  const auto found =
+      std::find_if(recipes.begin(), recipes.end(),
+                   [slot](const TensorRecipe& recipe) { return recipe.from == slot; });
+  return found == recipes.end() ? -1 : found - recipes.begin();
+}
+
+/// Sizes of a slot as the kernel sees it before its own steps.
+TensorStack kernel_stack(const PreparedLayer& prepared, Slot slot) {
+  const KernelReading& kernel = prepared.recipe.kernel;
+  const bool first_gemm = is_w13(slot);
+  TensorStack stack;
+  stack.experts = prepared.source->shape.experts;
+  stack.halves = first_gemm ? prepared.source->shape.halves() : 1;
+  const std::int64_t rows = first_gemm ? kernel.intermediate : kernel.hidden;
+  const std::int64_t cols = first_gemm ? kernel.hidden : kernel.intermediate;
+  stack.half_rows = rows;
+  stack.cols = cols;
+  if (slot == Slot::w13_bias || slot == Slot::w2_bias) stack.cols = 1;
+  if (slot == Slot::w13_scale || slot == Slot::w2_scale) {
+    stack.block_rows = kernel.block_rows;
+    stack.block_cols = kernel.block_cols;
+    stack.half_rows = ceil_div(rows, kernel.block_rows);
+    stack.cols = ceil_div(cols, kernel.block_cols);
+  }
+  return stack;
+}
+
+/// The kernel's own steps. Codes stay as prepared: it is the kernel that decodes them.
+std::vector<Step> kernel_moves(const TensorRecipe& recipe) {
+  const auto first = recipe.steps.end() - static_cast<std::ptrdiff_t>(recipe.kernel_steps);
+  std::vector<Step> moves(first, recipe.steps.end());
+  std::erase_if(moves, [](const Step& step) { return std::holds_alternative<Recode>(step); });
+  return moves;
+}
+
+/// A prepared tensor with the kernel's order undone.
+DenseSlot read_as_kernel(const PreparedLayer& prepared, std::int64_t number, const Tensor& made) {
+  const TensorRecipe& recipe = prepared.recipe.tensors[to_size(number)];
+  const PreparedTensor& tensor = prepared.tensors[to_size(number)];
+  TensorStack stack = kernel_stack(prepared, recipe.from);
+  stack.name = tensor.name;
+  stack.element_bits = tensor.plan.map.element_bits;
+  stack.dtype = tensor.plan.dtype;
+  const Plan plan = make_plan(tensor.name, stack, kernel_moves(recipe), nullptr);
+  const std::int64_t expected = plan.map.experts * plan.map.out_bytes();
+  if (static_cast<std::int64_t>(made.bytes.size()) != expected) {
+    fail(tensor.name,
+         "has {} bytes, the kernel of {} reads {}: {} experts of [{}, {}] with {} bits",
+         made.bytes.size(), prepared.backend->name, expected, stack.experts, stack.rows(),
+         stack.cols, stack.element_bits);
+  }
+  DenseSlot dense = dense_slot(stack, tensor);
+  const UndoReport report = undo(plan.map, made.bytes, {}, *dense.bytes, 0);
+  if (report.wrong_copies != 0) {
+    fail(tensor.name, "holds {} copies that differ from the first, the first of them at element {}",
+         report.wrong_copies, report.first_wrong_copy);
+  }
+  return dense;
+}
+
+/// A loaded tensor after the recodings of a prepared one.
+DenseSlot recode(const PreparedTensor& tensor, const TensorStack& stack) {
+  DenseSlot dense = dense_slot(stack, tensor);
+  if (dense.bytes->empty()) return dense;
+  const IndexMap identity(stack.experts, stack.rows(), stack.cols, dense.element_bits);
+  apply(identity, stack, tensor.plan.recoders, *dense.bytes, 0);
+  return dense;
+}
+
+/// The activation's parameters as prepared under one of `names`, one for each expert of the rank;
+/// else the source's. An array of all experts of the layer is counted from the first.
+std::vector<float> activation_values(const ScalarValues& scalars,
+                                     std::initializer_list<std::string_view> names,
+                                     const std::vector<float>& source, const LayerShape& shape) {
+  for (const std::string_view name : names) {
+    const auto found = scalars.find(name);
+    if (found == scalars.end()) continue;
+    const std::vector<float>& values = found->second;
+    if (values.size() == 1) return std::vector<float>(source.size(), values.front());
+    if (values.size() == source.size()) return values;
+    if (static_cast<std::int64_t>(values.size()) == shape.total_experts) {
+      const auto first = values.begin() + shape.first_expert;
+      return {first, first + shape.experts};
+    }
+    fail(name, "has {} values for the {} experts of this rank; needed is one each", values.size(),
+         source.size());
+  }
+  return source;
+}
+
+void check_reading(const PreparedLayer& prepared) {
+  const KernelReading& kernel = prepared.recipe.kernel;
+  const LayerShape& shape = prepared.source->shape;
+  const bool halves = kernel.order == GateOrder::gate_up || kernel.order == GateOrder::up_gate ||
+                      kernel.order == GateOrder::interleaved;
+  if (kernel.hidden < shape.hidden || kernel.intermediate < shape.intermediate ||
+      kernel.intermediate < 1) {
+    fail(prepared.backend->name,
+         "its kernel reads hidden {}, intermediate {}; the layer has {}, {}", kernel.hidden,
+         kernel.intermediate, shape.hidden, shape.intermediate);
+  }
+  if (shape.gated && !halves) {
+    fail(prepared.backend->name, "its kernel's reading does not tell gate and up apart");
+  }
+  for (const TensorRecipe& recipe : prepared.recipe.tensors) {
+    const bool scales = recipe.from == Slot::w13_scale || recipe.from == Slot::w2_scale;
+    if (scales && (kernel.block_rows < 1 || kernel.block_cols < 1)) {
+      fail(recipe.name, "is prepared, but the kernel's reading of {} has no scale blocks",
+           prepared.backend->name);
+    }
+  }
+}
+
+}  // namespace
+
+KernelFactor kernel_factor(const KernelReading& reading, const ScalarValues& scalars,
+                           ExpertPart part, std::int64_t expert) {
+  const bool first_gemm = part != &Expert::down;
+  const auto& factor = !first_gemm             ? reading.down_factor
+                       : part == &Expert::gate ? reading.gate_factor
+                                               : reading.up_factor;
+  const auto& input_scale = first_gemm ? reading.input_scale_13 : reading.input_scale_2;
+  return {factor ? factor(scalars, expert) : 1.0f,
+          input_scale ? input_scale(scalars, expert) : 1.0f};
+}
+
+ScalarValues planned_scalars(const PreparedLayer& prepared) {
+  ScalarValues scalars;
+  for (const PreparedTensor& tensor : prepared.tensors) {
+    if (tensor.from == nullptr) scalars.emplace(tensor.name, tensor.values);
+  }
+  return scalars;
+}
+
+MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made) {
+  check_reading(prepared);
+  if (made.size() != prepared.tensors.size()) {
+    fail(prepared.backend->name, "{} tensors are given, {} are prepared", made.size(),
+         prepared.tensors.size());
+  }
+  DenseSlots slots;
+  for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+    const std::int64_t number = tensor_of(prepared, static_cast<Slot>(slot));
+    if (number >= 0) slots[slot] = read_as_kernel(prepared, number, made[to_size(number)]);
+  }
+  ScalarValues scalars;
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    if (prepared.tensors[i].from != nullptr) continue;
+    std::vector<float> values(made[i].bytes.size() / sizeof(float));
+    std::memcpy(values.data(), made[i].bytes.data(), made[i].bytes.size());
+    scalars.emplace(prepared.tensors[i].name, std::move(values));
+  }
+  const KernelReading& kernel = prepared.recipe.kernel;
+  const ExpertScalars& source = prepared.source->scalars;
+  const LayerShape& shape = prepared.source->shape;
+  MoeLayer layer =
+      read_dense_layer(prepared, slots, scalars, kernel.order, kernel.intermediate, kernel.hidden);
+  layer.activation.alphas =
+      activation_values(scalars, {"swiglu_alpha", "gemm1_alpha"}, source.alpha, shape);
+  layer.activation.betas =
+      activation_values(scalars, {"swiglu_beta", "gemm1_beta"}, source.beta, shape);
+  layer.activation.limits = activation_values(scalars, {"swiglu_limit"}, source.limit, shape);
+  return layer;
+}
+
+MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded) {
+  DenseSlots slots;
+  for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+    const std::int64_t number = tensor_of(prepared, static_cast<Slot>(slot));
+    if (number < 0) continue;
+    const PreparedTensor& tensor = prepared.tensors[to_size(number)];
+    slots[slot] = recode(tensor, *tensor.from);
+  }
+  const LayerShape& shape = prepared.source->shape;
+  MoeLayer layer = read_dense_layer(prepared, slots, planned_scalars(prepared),
+                                    shape.gated ? GateOrder::gate_up : GateOrder::none,
+                                    shape.intermediate, shape.hidden);
+  layer.activation = loaded.activation;
+  for (std::size_t e = 0; e < layer.experts.size(); ++e) {
+    for (const ExpertPart bias : {&Expert::gate_bias, &Expert::up_bias, &Expert::down_bias}) {
+      if (!(layer.experts[e].*bias)) layer.experts[e].*bias = loaded.experts[e].*bias;
+    }
+  }
+  layer.storage.insert(layer.storage.end(), loaded.storage.begin(), loaded.storage.end());
+  return layer;
+}
+
+}  // namespace moeref

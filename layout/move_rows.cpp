@@ -1,0 +1,246 @@
+#include "layout/move_rows.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "layout/move_element.hpp"
+
+namespace moeref::move {
+namespace {
+
+void make_room(std::vector<std::byte>& bytes, std::int64_t size) {
+  if (static_cast<std::int64_t>(bytes.size()) < size) bytes.resize(static_cast<std::size_t>(size));
+}
+
+template <int Width>
+void load_apart(const std::byte* from, std::int64_t stride, std::int64_t count, std::byte* to) {
+  for (std::int64_t i = 0; i < count; ++i) std::memcpy(to + i * Width, from + i * stride, Width);
+}
+
+}  // namespace
+
+RowReader::RowReader(const IndexMap& map, const Axes& axes, const TensorStack& in,
+                     const Recoders& recoders)
+    : axes_(axes), in_(in), recoders_(recoders), bits_(map.element_bits) {}
+
+RowReader::Row RowReader::row(std::int64_t expert, std::int64_t out_row) const {
+  if (const std::byte* pad = axes_.pad_row(out_row)) return {expert, 0, true, pad};
+  const std::int64_t in_row = axes_.input_row(out_row);
+  return {expert, in_row, false, recoders_.empty() ? in_.contiguous(expert, in_row, 0) : nullptr};
+}
+
+void RowReader::read(const Row& row, const ColumnWindow& window, std::byte* to,
+                     RecodeScratch& scratch) const {
+  if (const std::byte* bytes = find(row, window)) {
+    std::memcpy(to, bytes, static_cast<std::size_t>(window.bytes));
+    return;
+  }
+  const std::int64_t begin = window.byte * 8 / bits_;
+  const std::int64_t end = (window.byte + window.bytes) * 8 / bits_;
+  for (const ColumnRun& run : window.runs) {
+    const std::int64_t first = std::max(begin, run.out_col);
+    const std::int64_t count = std::min(end, run.out_col + run.count) - first;
+    std::byte* at = to + (first - begin) * bits_ / 8;
+    if (run.pad) {
+      std::memset(at, std::to_integer<int>(run.fill), static_cast<std::size_t>(count * bits_ / 8));
+    } else {
+      read_columns(row, run.in_col + first - run.out_col, count, at, scratch);
+    }
+  }
+}
+
+void RowReader::read_columns(const Row& row, std::int64_t col, std::int64_t count, std::byte* to,
+                             RecodeScratch& scratch) const {
+  if (recoders_.empty()) {
+    load(row, col, count, to);
+    return;
+  }
+  int bits = in_.element_bits;
+  const std::byte* from = in_.contiguous(row.expert, row.in_row, col);
+  if (from == nullptr) {
+    make_room(scratch.piece, count * bits / 8);
+    load(row, col, count, scratch.piece.data());
+    from = scratch.piece.data();
+  }
+  for (std::size_t i = 0; i < recoders_.size(); ++i) {
+    const auto& recoder = recoders_[i];
+    const bool last = i + 1 == recoders_.size();
+    const std::int64_t size = count * recoder->out_bits() / 8;
+    if (!last) make_room(scratch.next, size);
+    std::byte* next = last ? to : scratch.next.data();
+    recoder->rewrite({row.expert, row.in_row, col},
+                     {from, static_cast<std::size_t>(count * bits / 8)},
+                     {next, static_cast<std::size_t>(size)});
+    bits = recoder->out_bits();
+    if (!last) {
+      std::swap(scratch.piece, scratch.next);
+      from = scratch.piece.data();
+    }
+  }
+}
+
+void RowReader::load(const Row& row, std::int64_t col, std::int64_t count, std::byte* to) const {
+  const Plane& plane = in_.plane(row.expert, row.in_row);
+  const int width = in_.element_bits / 8;
+  if (plane.col_stride == 1 || width == 0) {
+    in_.read(row.expert, row.in_row, col, count, to);
+    return;
+  }
+  const std::int64_t first =
+      plane.origin + row.in_row % in_.half_rows * plane.row_stride + col * plane.col_stride;
+  const std::byte* from = plane.data + first * width;
+  const std::int64_t stride = plane.col_stride * width;
+  if (width == 1) load_apart<1>(from, stride, count, to);
+  if (width == 2) load_apart<2>(from, stride, count, to);
+  if (width == 4) load_apart<4>(from, stride, count, to);
+}
+
+RowWriter::RowWriter(const IndexMap& map, const Axes& axes, std::span<const std::byte> placed,
+                     const Recoders& recoders, std::span<std::byte> out)
+    : map_(map),
+      axes_(axes),
+      placed_(placed),
+      recoders_(recoders),
+      out_(out),
+      bits_(map.element_bits),
+      restored_bits_(restored_bits(map, recoders)) {}
+
+bool RowWriter::is_first(std::int64_t out_row) const {
+  return axes_.pad_row(out_row) == nullptr && axes_.first_row(axes_.input_row(out_row)) == out_row;
+}
+
+std::byte* RowWriter::target(std::int64_t expert, std::int64_t in_row, std::int64_t col) const {
+  return out_.data() + ((expert * map_.in_rows + in_row) * map_.in_cols + col) * restored_bits_ / 8;
+}
+
+std::byte* RowWriter::find(std::int64_t expert, std::int64_t out_row,
+                           const ColumnWindow& window) const {
+  const bool restores = !recoders_.empty() && recoders_.back()->invertible();
+  if (restores || window.in_byte < 0 || window.runs.front().copy || !is_first(out_row)) {
+    return nullptr;
+  }
+  return target(expert, axes_.input_row(out_row), 0) + window.in_byte;
+}
+
+void RowWriter::write(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
+                      const std::byte* from, Scratch& scratch, UndoReport& report) const {
+  const std::int64_t begin = window.byte * 8 / bits_;
+  const std::int64_t end = (window.byte + window.bytes) * 8 / bits_;
+  if (const std::byte* pad = axes_.pad_row(out_row)) {
+    check_pads(expert, out_row, begin, end - begin, from, pad + window.byte, report);
+    return;
+  }
+  const bool first_row = is_first(out_row);
+  for (const ColumnRun& run : window.runs) {
+    ColumnRun part = run;
+    part.out_col = std::max(begin, run.out_col);
+    part.count = std::min(end, run.out_col + run.count) - part.out_col;
+    part.in_col += part.out_col - run.out_col;
+    const std::byte* at = from + (part.out_col - begin) * bits_ / 8;
+    if (run.pad) {
+      make_room(scratch.zeros, part.count * bits_ / 8);
+      std::fill_n(scratch.zeros.begin(), part.count * bits_ / 8, run.fill);
+      check_pads(expert, out_row, part.out_col, part.count, at, scratch.zeros.data(), report);
+    } else if (run.copy || !first_row) {
+      check_copies(expert, out_row, window, part, at, scratch, report);
+    } else {
+      restore(expert, axes_.input_row(out_row), part.in_col, part.count, at, scratch.recode);
+    }
+  }
+}
+
+void RowWriter::restore(std::int64_t expert, std::int64_t in_row, std::int64_t col,
+                        std::int64_t count, const std::byte* from, RecodeScratch& scratch) const {
+  std::byte* to = target(expert, in_row, col);
+  int bits = bits_;
+  auto recoder = recoders_.rbegin();
+  for (; recoder != recoders_.rend() && (*recoder)->invertible(); ++recoder) {
+    const int before = (*recoder)->in_bits();
+    make_room(scratch.next, count * before / 8);
+    (*recoder)->restore({expert, in_row, col}, {from, static_cast<std::size_t>(count * bits / 8)},
+                        {scratch.next.data(), static_cast<std::size_t>(count * before / 8)});
+    std::swap(scratch.piece, scratch.next);
+    from = scratch.piece.data();
+    bits = before;
+  }
+  std::memcpy(to, from, static_cast<std::size_t>(count * bits / 8));
+}
+
+void RowWriter::write_zeros(std::int64_t expert, std::int64_t in_row, ColumnSpan cols,
+                            Scratch& scratch) const {
+  scratch.zeros.assign(static_cast<std::size_t>(cols.count * bits_ / 8), std::byte{0});
+  restore(expert, in_row, cols.col, cols.count, scratch.zeros.data(), scratch.recode);
+}
+
+void RowWriter::write_dropped_row(std::int64_t expert, std::int64_t in_row,
+                                  Scratch& scratch) const {
+  if (map_.in_cols > 0) write_zeros(expert, in_row, {0, map_.in_cols}, scratch);
+}
+
+void RowWriter::write_dropped_cols(std::int64_t expert, std::int64_t out_row,
+                                   Scratch& scratch) const {
+  if (axes_.dropped_cols().empty() || !is_first(out_row)) return;
+  for (const ColumnSpan& cols : axes_.dropped_cols()) {
+    write_zeros(expert, axes_.input_row(out_row), cols, scratch);
+  }
+}
+
+void RowWriter::check_pads(std::int64_t expert, std::int64_t out_row, std::int64_t col,
+                           std::int64_t count, const std::byte* from, const std::byte* wanted,
+                           UndoReport& report) const {
+  report.pads += count;
+  if (std::memcmp(from, wanted, static_cast<std::size_t>(count * bits_ / 8)) == 0) return;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (element(from, i, bits_) == element(wanted, i, bits_)) continue;
+    ++report.wrong_pads;
+    const std::int64_t place = expert * map_.out_elements() + axes_.place(out_row, col + i);
+    if (report.first_wrong_pad < 0 || place < report.first_wrong_pad) {
+      report.first_wrong_pad = place;
+    }
+  }
+}
+
+void RowWriter::check_copies(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
+                             const ColumnRun& run, const std::byte* from, Scratch& scratch,
+                             UndoReport& report) const {
+  const std::int64_t first_row = axes_.first_row(axes_.input_row(out_row));
+  const std::int64_t begin = window.byte * 8 / bits_;
+  if (scratch.first_expert != expert || scratch.first_row != first_row ||
+      scratch.first_byte != window.byte) {
+    make_room(scratch.first, window.bytes);
+    for (const ColumnRun& other : window.runs) {
+      if (other.pad) continue;
+      const std::int64_t end =
+          std::min(begin + window.bytes * 8 / bits_, other.out_col + other.count);
+      for (std::int64_t col = std::max(begin, other.out_col); col < end; ++col) {
+        const std::int64_t place =
+            axes_.place(first_row, axes_.first_col(other.in_col + col - other.out_col));
+        set_element(scratch.first.data(), col - begin, bits_, placed_element(expert, place));
+      }
+    }
+    scratch.first_expert = expert;
+    scratch.first_row = first_row;
+    scratch.first_byte = window.byte;
+  }
+  report.copies += run.count;
+  const std::byte* wanted = scratch.first.data() + (run.out_col - begin) * bits_ / 8;
+  if (std::memcmp(from, wanted, static_cast<std::size_t>(run.count * bits_ / 8)) == 0) return;
+  for (std::int64_t i = 0; i < run.count; ++i) {
+    if (element(from, i, bits_) == element(wanted, i, bits_)) continue;
+    ++report.wrong_copies;
+    const std::int64_t place = expert * map_.out_elements() + axes_.place(out_row, run.out_col + i);
+    if (report.first_wrong_copy < 0 || place < report.first_wrong_copy) {
+      report.first_wrong_copy = place;
+    }
+  }
+}
+
+std::uint32_t RowWriter::placed_element(std::int64_t expert, std::int64_t place) const {
+  const std::byte* placed = placed_.data() + expert * map_.out_bytes();
+  if (map_.words == nullptr) return element(placed, place, bits_);
+  const std::int64_t per_word = 32 / bits_;
+  const std::uint32_t word = map_.words->undo(element(placed, place / per_word, 32));
+  return element(reinterpret_cast<const std::byte*>(&word), place % per_word, bits_);
+}
+
+}  // namespace moeref::move

@@ -1,0 +1,103 @@
+// A whole backend in one file, as README.md shows it, and what a user does with it. The same file
+// as layout/backends/example_bf16.cpp and its line in layout/backends.inc put it into `moeref
+// layout list` and everything else.
+
+#include <gtest/gtest.h>
+
+#include "engine/audit.hpp"
+#include "layout/backends/recipe_parts.hpp"
+#include "layout/sample_layer.hpp"
+#include "quant/error.hpp"
+
+// README: begin
+namespace moeref::backends {
+
+static Recipe example_recipe(const LayerShape& shape, const Options&) {
+  const std::int64_t padded = round_up(shape.stride, 64);
+  const Steps shuffle{ShuffleRows{128}};
+  Recipe recipe;
+  recipe.tensors = {
+      tensor("w13", Slot::w13, {SwapHalves{}, PadHalves{.to = padded}}, shuffle),
+      tensor("w2", Slot::w2, {PadCols{.to = padded}}, shuffle),
+  };
+  recipe.kernel.order = shape.gated ? GateOrder::up_gate : GateOrder::none;
+  recipe.kernel.intermediate = padded;
+  recipe.kernel.hidden = shape.hidden;
+  recipe.kernel.codes = Format::bf16;
+  return recipe;
+}
+
+extern const Backend example_bf16{
+    .name = "example_bf16",
+    .family = "Example",
+    .summary = "bf16 weights, up before gate, rows shuffled",
+    .formats = {"bf16"},
+    .options = {},
+    .rules = {{"hidden", 32, "", "the shuffle moves rows inside blocks of 32"}},
+    .recipe = example_recipe,
+};
+
+}  // namespace moeref::backends
+// README: end
+
+namespace moeref {
+namespace {
+
+// What backends.inc makes of the line MOEREF_BACKEND(example_bf16): a declaration and a pointer.
+#define MOEREF_BACKEND(name) extern const Backend name;
+namespace registered {
+using backends::example_bf16;
+}
+#undef MOEREF_BACKEND
+#define MOEREF_BACKEND(name) &backends::name,
+constexpr const Backend* kRegistered[] = {MOEREF_BACKEND(example_bf16)};
+#undef MOEREF_BACKEND
+
+TEST(AddBackend, IsOneFileAndOneLine) {
+  ASSERT_EQ(std::size(kRegistered), 1u);
+  EXPECT_EQ(kRegistered[0]->name, "example_bf16");
+}
+
+TEST(AddBackend, PreparesTheTensorsOfALayer) {
+  const MoeLayer layer = sample_layer({.intermediate = 96, .weight_format = "bf16"});
+  const Backend& backend = backends::example_bf16;
+  const PreparedLayer prepared = plan_layer(backend, parse_options(backend, {}), layer, Shard{});
+  ASSERT_EQ(prepared.tensors.size(), 2u);
+  EXPECT_EQ(prepared.tensors[0].shape, (Shape{2, 256, 256}));
+  EXPECT_EQ(prepared.tensors[1].shape, (Shape{2, 256, 128}));
+
+  const Tensor w13 = make(prepared.tensors[0], 1);
+  // The first row of the shuffle stays; the first half is up.
+  const std::byte* up = layer.experts[0].up.codes.data;
+  EXPECT_TRUE(std::equal(up, up + 256 * 2, w13.bytes.begin()));
+}
+
+TEST(AddBackend, KeepsTheFunctionOfTheLayer) {
+  const Backend& backend = backends::example_bf16;
+  for (const bool gated : {true, false}) {
+    const MoeLayer layer =
+        sample_layer({.intermediate = 96, .gated = gated, .weight_format = "bf16"});
+    for (std::int64_t rank = 0; rank < 2; ++rank) {
+      const AuditReport report =
+          audit(backend, parse_options(backend, {}), layer, {.tp_rank = rank, .tp_size = 2}, 1);
+      EXPECT_TRUE(report.survives) << report.first_difference;
+      EXPECT_GT(report.outputs, 0);
+    }
+  }
+}
+
+TEST(AddBackend, SaysWhichRuleALayerBreaks) {
+  const MoeLayer layer = sample_layer({.hidden = 72, .weight_format = "bf16"});
+  const Backend& backend = backends::example_bf16;
+  try {
+    plan_layer(backend, parse_options(backend, {}), layer, Shard{});
+    FAIL() << "hidden 72 is accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()),
+              "example_bf16: hidden is 72, it must be a multiple of 32: the shuffle moves rows "
+              "inside blocks of 32");
+  }
+}
+
+}  // namespace
+}  // namespace moeref

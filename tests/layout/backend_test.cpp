@@ -1,0 +1,147 @@
+// Names, options and rules of backends.
+
+#include "layout/backend.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "quant/error.hpp"
+
+namespace moeref {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+Recipe nothing(const LayerShape&, const Options&) { return {}; }
+
+Backend sample_backend() {
+  return {.name = "sample",
+          .family = "Sample",
+          .summary = "for tests",
+          .formats = {"mxfp4", "nvfp4"},
+          .options = {{"mode", {"one", "two"}, "which"}, {"align", {"N", "16"}, "multiple"}},
+          .rules = {{"hidden", 64, "", "reason A"},
+                    {"intermediate", 32, "gated", "reason B"},
+                    {"intermediate", 128, "not gated", "reason C"},
+                    {"experts", 2, "", "reason D"}},
+          .recipe = nothing};
+}
+
+LayerShape sample_shape() {
+  return {.model = "model",
+          .weight_format = "nvfp4",
+          .experts = 4,
+          .total_experts = 4,
+          .hidden = 128,
+          .intermediate = 32,
+          .stride = 32,
+          .full_intermediate = 32};
+}
+
+template <typename Call>
+std::string message(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+std::string option_message(const std::string& text) {
+  const std::vector<std::string> texts{text};
+  return message([&] { parse_options(sample_backend(), texts); });
+}
+
+std::string rule_message(const LayerShape& shape) {
+  const Backend backend = sample_backend();
+  return message([&] { make_recipe(backend, shape, parse_options(backend, {})); });
+}
+
+TEST(Backends, HaveEachNameOnceAndSayWhatTheyAre) {
+  std::set<std::string_view> names;
+  for (const Backend* backend : all_backends()) {
+    EXPECT_TRUE(names.insert(backend->name).second) << backend->name;
+    EXPECT_EQ(&find_backend(backend->name), backend);
+    EXPECT_FALSE(backend->summary.empty()) << backend->name;
+    EXPECT_FALSE(backend->family.empty()) << backend->name;
+    EXPECT_FALSE(backend->formats.empty()) << backend->name;
+    EXPECT_NE(backend->recipe, nullptr) << backend->name;
+    for (const AlignmentRule& rule : backend->rules) {
+      EXPECT_FALSE(rule.reason.empty()) << backend->name;
+      EXPECT_GE(rule.multiple, 1) << backend->name;
+    }
+    for (const OptionInfo& option : backend->options) {
+      EXPECT_GE(option.values.size(), 2u) << backend->name << " " << option.name;
+      EXPECT_FALSE(option.summary.empty()) << backend->name << " " << option.name;
+    }
+  }
+}
+
+TEST(FindBackend, NamesTheNearest) {
+  EXPECT_THAT(message([] { find_backend("flashinfer_trtlm_nvfp4"); }),
+              AllOf(HasSubstr("flashinfer_trtlm_nvfp4: is no backend"),
+                    HasSubstr("is it flashinfer_trtllm_nvfp4")));
+}
+
+TEST(ParseOptions, GivesDefaultsAndOverrides) {
+  const Backend backend = sample_backend();
+  const Options defaults = parse_options(backend, {});
+  EXPECT_TRUE(defaults.is("mode", "one"));
+  EXPECT_EQ(defaults.integer("align"), 16);
+  const std::vector<std::string> texts{"align=64", "mode=two"};
+  const Options chosen = parse_options(backend, texts);
+  EXPECT_TRUE(chosen.is("mode", "two"));
+  EXPECT_EQ(chosen.integer("align"), 64);
+}
+
+TEST(ParseOptions, RejectsUnknownKeysAndValues) {
+  EXPECT_THAT(option_message("colour=red"),
+              HasSubstr("sample: 'colour=red' is no option; write key=value with one of: mode, "
+                        "align"));
+  EXPECT_THAT(option_message("mode"), HasSubstr("'mode' is no option"));
+  EXPECT_THAT(option_message("mode=three"),
+              HasSubstr("option mode=three does not exist; choose one, two"));
+}
+
+TEST(ParseOptions, RejectsTextAndSizesThatCannotBe) {
+  for (const char* text : {"align=x", "align=", "align=-1", "align=16k", "align=99999999999999"}) {
+    EXPECT_THAT(option_message(text), HasSubstr("needs an integer from 0 to")) << text;
+  }
+}
+
+TEST(MakeRecipe, RejectsAnotherWeightFormat) {
+  LayerShape shape = sample_shape();
+  shape.weight_format = "bf16";
+  EXPECT_EQ(rule_message(shape), "sample: takes mxfp4, nvfp4 weights, model has bf16");
+}
+
+TEST(MakeRecipe, NamesTheBrokenRule) {
+  EXPECT_EQ(rule_message(sample_shape()), "no error");
+  LayerShape shape = sample_shape();
+  shape.hidden = 96;
+  EXPECT_EQ(rule_message(shape), "sample: hidden is 96, it must be a multiple of 64: reason A");
+  shape = sample_shape();
+  shape.experts = 3;
+  EXPECT_EQ(rule_message(shape), "sample: experts is 3, it must be a multiple of 2: reason D");
+}
+
+TEST(MakeRecipe, ChecksTheRowsThatTheLoaderGives) {
+  LayerShape shape = sample_shape();
+  shape.intermediate = 20;  // a short rank of stride 32
+  EXPECT_EQ(rule_message(shape), "no error");
+  shape.stride = 40;
+  EXPECT_EQ(rule_message(shape),
+            "sample: intermediate is 40, it must be a multiple of 32 when gated: reason B");
+  shape.gated = false;
+  EXPECT_EQ(rule_message(shape),
+            "sample: intermediate is 40, it must be a multiple of 128 when not gated: reason C");
+}
+
+}  // namespace
+}  // namespace moeref

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "layout/backend.hpp"
+#include "layout/prepare.hpp"
+#include "layout/sample_layer.hpp"
+
+// Sample layers and what backends prepare of them, for tests.
+
+namespace moeref {
+
+using Texts = std::vector<std::string>;
+
+inline PreparedLayer plan(std::string_view name, const Texts& options, const MoeLayer& layer,
+                          const Shard& rank = {}) {
+  const Backend& backend = find_backend(name);
+  return plan_layer(backend, parse_options(backend, options), layer, rank);
+}
+
+inline const PreparedTensor* find(const PreparedLayer& layer, std::string_view name) {
+  for (const PreparedTensor& tensor : layer.tensors) {
+    if (tensor.name == name) return &tensor;
+  }
+  return nullptr;
+}
+
+inline std::vector<float> values(const PreparedLayer& layer, std::string_view name) {
+  const PreparedTensor* tensor = find(layer, name);
+  EXPECT_NE(tensor, nullptr) << name;
+  return tensor != nullptr ? tensor->values : std::vector<float>{};
+}
+
+inline SampleShape sample(std::string format, std::int64_t hidden, std::int64_t intermediate,
+                          bool gated = true) {
+  return {.experts = 2,
+          .hidden = hidden,
+          .intermediate = intermediate,
+          .gated = gated,
+          .weight_format = std::move(format),
+          .seed = 11};
+}
+
+inline SampleShape gpt_oss(std::int64_t hidden, std::int64_t intermediate) {
+  SampleShape shape = sample("mxfp4", hidden, intermediate);
+  shape.bias = shape.interleaved = true;
+  return shape;
+}
+
+}  // namespace moeref
