@@ -72,6 +72,17 @@ std::vector<Step> kernel_moves(const TensorRecipe& recipe) {
   return moves;
 }
 
+/// The last `count` columns as 0: the kernel never reads them.
+void leave_out_columns(DenseSlot& dense, std::int64_t count) {
+  const std::int64_t row_bytes = dense.cols * dense.element_bits / 8;
+  const std::int64_t unread = std::min(count, dense.cols) * dense.element_bits / 8;
+  if (unread == 0) return;
+  for (auto end = dense.bytes->begin(); end != dense.bytes->end();) {
+    end += row_bytes;
+    std::fill(end - unread, end, std::byte{0});
+  }
+}
+
 /// A prepared tensor with the kernel's order undone.
 DenseSlot read_as_kernel(const PreparedLayer& prepared, std::int64_t number, const Tensor& made) {
   const TensorRecipe& recipe = prepared.recipe.tensors[to_size(number)];
@@ -94,6 +105,8 @@ DenseSlot read_as_kernel(const PreparedLayer& prepared, std::int64_t number, con
     fail(tensor.name, "holds {} copies that differ from the first, the first of them at element {}",
          report.wrong_copies, report.first_wrong_copy);
   }
+  const bool codes = recipe.from == Slot::w13 || recipe.from == Slot::w2;
+  if (codes) leave_out_columns(dense, prepared.recipe.kernel.unread_k);
   return dense;
 }
 
