@@ -179,7 +179,7 @@ void run_forward(const Arguments& arguments, const GlobalOptions& global) {
     print_json(report);
   } else if (!global.quiet) {
     fmt::print("{} layer {}, {} tokens, {} numerics, {:.3f} s\n", job.checkpoint, job.layer.layer,
-               job.inputs.hidden.rows, job.options.backend, seconds);
+               job.inputs.hidden.rows, params["numerics"].get<std::string>(), seconds);
     fmt::print("sha256 of the output {}{}\n", digest,
                !compared ? ""
                : equal   ? ", equal to the golden file"

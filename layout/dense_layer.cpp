@@ -1,6 +1,7 @@
 #include "layout/dense_layer.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "layout/kernel_view.hpp"
@@ -111,8 +112,7 @@ class DenseReader {
            prepared_.backend->name);
     }
     const std::int64_t count = dense.rows * dense.cols;
-    const auto decoded =
-        std::make_shared<std::vector<float>>(to_size(layer_.local_experts() * count));
+    std::vector<float> decoded(to_size(layer_.local_experts() * count));
     for (std::int64_t e = 0; e < layer_.local_experts(); ++e) {
       const std::span<const std::byte> bytes(*dense.bytes);
       const std::vector<float> values =
@@ -121,20 +121,39 @@ class DenseReader {
         fail(dense.name, "decodes to {} scales, needed are [{}, {}]", values.size(), dense.rows,
              dense.cols);
       }
-      std::copy(values.begin(), values.end(), decoded->begin() + e * count);
+      std::copy(values.begin(), values.end(), decoded.begin() + e * count);
     }
-    layer_.storage.push_back(decoded);
-    const auto put = [&](ScaledMatrix& matrix, ExpertPart, std::int64_t, std::int64_t first_row,
-                         std::int64_t step, std::int64_t) {
-      matrix.scales = ScaleGrid{
-          .data = reinterpret_cast<const std::byte*>(decoded->data() + first_row * dense.cols),
-          .format = Format::f32,
-          .block_rows = dense.block_rows,
-          .block_cols = dense.block_cols,
-          .row_stride = step * dense.cols,
-          .col_stride = 1};
+    const auto [data, format] = keep_scales(std::move(decoded));
+    const std::int64_t row_bytes = dense.cols * info(format).bits / 8;
+    const auto put = [&, first = data, stored = format](ScaledMatrix& matrix, ExpertPart,
+                                                        std::int64_t, std::int64_t first_row,
+                                                        std::int64_t step, std::int64_t) {
+      matrix.scales = ScaleGrid{.data = first + first_row * row_bytes,
+                                .format = stored,
+                                .block_rows = dense.block_rows,
+                                .block_cols = dense.block_cols,
+                                .row_stride = step * dense.cols,
+                                .col_stride = 1};
     };
     for_each_matrix(dense, halves, first_gemm, &Expert::gate, &Expert::up, &Expert::down, put);
+  }
+
+  /// Owns scales from now on: as bf16 if that holds all of them, for which the engine is faster.
+  std::pair<const std::byte*, Format> keep_scales(std::vector<float> scales) {
+    const auto is_bf16 = [](float scale) {
+      return (std::bit_cast<std::uint32_t>(scale) & 0xFFFFu) == 0;
+    };
+    if (!std::all_of(scales.begin(), scales.end(), is_bf16)) {
+      const auto kept = std::make_shared<const std::vector<float>>(std::move(scales));
+      layer_.storage.push_back(kept);
+      return {reinterpret_cast<const std::byte*>(kept->data()), Format::f32};
+    }
+    const auto kept = std::make_shared<std::vector<std::uint16_t>>();
+    for (const float scale : scales) {
+      kept->push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(scale) >> 16));
+    }
+    layer_.storage.push_back(kept);
+    return {reinterpret_cast<const std::byte*>(kept->data()), Format::bf16};
   }
 
   /// Biases as f32 numbers; where the kernel adds them before its factor, times that factor.

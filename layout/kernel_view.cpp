@@ -72,19 +72,19 @@ std::vector<Step> kernel_moves(const TensorRecipe& recipe) {
   return moves;
 }
 
-/// The last `count` columns as 0: the kernel never reads them.
-void leave_out_columns(DenseSlot& dense, std::int64_t count) {
+/// Columns that a kernel leaves out of its sums: code 0 is the number 0 in every format.
+void clear_last_columns(DenseSlot& dense, std::int64_t count) {
   const std::int64_t row_bytes = dense.cols * dense.element_bits / 8;
-  const std::int64_t unread = std::min(count, dense.cols) * dense.element_bits / 8;
-  if (unread == 0) return;
-  for (auto end = dense.bytes->begin(); end != dense.bytes->end();) {
-    end += row_bytes;
-    std::fill(end - unread, end, std::byte{0});
+  const std::int64_t cleared = std::min(count, dense.cols) * dense.element_bits / 8;
+  const std::int64_t rows = row_bytes == 0 ? 0 : std::ssize(*dense.bytes) / row_bytes;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    std::fill_n(dense.bytes->begin() + (row + 1) * row_bytes - cleared, cleared, std::byte{0});
   }
 }
 
 /// A prepared tensor with the kernel's order undone.
-DenseSlot read_as_kernel(const PreparedLayer& prepared, std::int64_t number, const Tensor& made) {
+DenseSlot read_as_kernel(const PreparedLayer& prepared, std::int64_t number, const Tensor& made,
+                         int threads) {
   const TensorRecipe& recipe = prepared.recipe.tensors[to_size(number)];
   const PreparedTensor& tensor = prepared.tensors[to_size(number)];
   TensorStack stack = kernel_stack(prepared, recipe.from);
@@ -100,22 +100,23 @@ DenseSlot read_as_kernel(const PreparedLayer& prepared, std::int64_t number, con
          stack.cols, stack.element_bits);
   }
   DenseSlot dense = dense_slot(stack, tensor);
-  const UndoReport report = undo(plan.map, made.bytes, {}, *dense.bytes, 0);
+  const UndoReport report = undo(plan.map, made.bytes, {}, *dense.bytes, threads);
+  if (recipe.from == Slot::w13 || recipe.from == Slot::w2) {
+    clear_last_columns(dense, prepared.recipe.kernel.unread_k);
+  }
   if (report.wrong_copies != 0) {
     fail(tensor.name, "holds {} copies that differ from the first, the first of them at element {}",
          report.wrong_copies, report.first_wrong_copy);
   }
-  const bool codes = recipe.from == Slot::w13 || recipe.from == Slot::w2;
-  if (codes) leave_out_columns(dense, prepared.recipe.kernel.unread_k);
   return dense;
 }
 
 /// A loaded tensor after the recodings of a prepared one.
-DenseSlot recode(const PreparedTensor& tensor, const TensorStack& stack) {
+DenseSlot recode(const PreparedTensor& tensor, const TensorStack& stack, int threads) {
   DenseSlot dense = dense_slot(stack, tensor);
   if (dense.bytes->empty()) return dense;
   const IndexMap identity(stack.experts, stack.rows(), stack.cols, dense.element_bits);
-  apply(identity, stack, tensor.plan.recoders, *dense.bytes, 0);
+  apply(identity, stack, tensor.plan.recoders, *dense.bytes, threads);
   return dense;
 }
 
@@ -184,7 +185,7 @@ ScalarValues planned_scalars(const PreparedLayer& prepared) {
   return scalars;
 }
 
-MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made) {
+MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made, int threads) {
   check_reading(prepared);
   if (made.size() != prepared.tensors.size()) {
     fail(prepared.backend->name, "{} tensors are given, {} are prepared", made.size(),
@@ -193,7 +194,7 @@ MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> mad
   DenseSlots slots;
   for (std::size_t slot = 0; slot < slots.size(); ++slot) {
     const std::int64_t number = tensor_of(prepared, static_cast<Slot>(slot));
-    if (number >= 0) slots[slot] = read_as_kernel(prepared, number, made[to_size(number)]);
+    if (number >= 0) slots[slot] = read_as_kernel(prepared, number, made[to_size(number)], threads);
   }
   ScalarValues scalars;
   for (std::size_t i = 0; i < made.size(); ++i) {
@@ -215,13 +216,13 @@ MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> mad
   return layer;
 }
 
-MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded) {
+MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded, int threads) {
   DenseSlots slots;
   for (std::size_t slot = 0; slot < slots.size(); ++slot) {
     const std::int64_t number = tensor_of(prepared, static_cast<Slot>(slot));
     if (number < 0) continue;
     const PreparedTensor& tensor = prepared.tensors[to_size(number)];
-    slots[slot] = recode(tensor, *tensor.from);
+    slots[slot] = recode(tensor, *tensor.from, threads);
   }
   const LayerShape& shape = prepared.source->shape;
   MoeLayer layer = read_dense_layer(prepared, slots, planned_scalars(prepared),

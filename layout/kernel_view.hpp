@@ -16,13 +16,13 @@ namespace moeref {
 /// (gemm1_alpha, gemm1_beta) in place of the source's.
 /// Error: a tensor whose bytes are not as many as the kernel expects, copies that differ, a reading
 /// that leaves out a prepared tensor.
-MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made);
+MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made, int threads = 1);
 
 /// The logical layer after the recodings alone: every Recode step of the recipe carried out on the
 /// loaded tensors, nothing moved or padded, scales and factors read as the kernel does. `loaded` is
 /// the rank's own part, from which `prepared` was planned; biases that the backend does not prepare
 /// stay as they are.
-MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded);
+MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded, int threads = 1);
 
 /// What a kernel multiplies a whole matrix by. A weight's value is
 /// code * block scale * factor / input_scale; MoeLayer holds that quotient rounded to f32.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "layout/move_units.hpp"
+
 namespace moeref::move {
 namespace {
 
@@ -41,11 +43,11 @@ Axes::Axes(const IndexMap& map)
 
 void Axes::find_copies(const IndexMap& map) {
   const bool empty = map.out_elements() == 0;
-  for (std::int64_t row = 0; row < rows_.size(); ++row) {
-    row_place_.push_back(empty ? 0 : map.place_of(row, 0));
-  }
-  for (std::int64_t col = 0; col < cols_.size(); ++col) {
-    col_place_.push_back(empty ? 0 : map.place_of(0, col));
+  row_place_.assign(index(rows_.size()), 0);
+  col_place_.assign(index(cols_.size()), 0);
+  if (!empty) {
+    row_place_ = axis_places(map.digits, Axis::row, rows_.size());
+    col_place_ = axis_places(map.digits, Axis::col, cols_.size());
   }
   first_row_ = first_outputs(rows_, map.in_rows, row_place_);
   first_col_ = first_outputs(cols_, map.in_cols, col_place_);
@@ -113,14 +115,22 @@ ColumnWindow Axes::window(std::int64_t byte, std::int64_t bytes) const {
       std::upper_bound(runs_.begin(), runs_.end(), begin,
                        [](std::int64_t col, const ColumnRun& run) { return col < run.out_col; }) -
       1;
-  const auto last =
-      std::lower_bound(first, runs_.end(), end,
-                       [](const ColumnRun& run, std::int64_t col) { return run.out_col < col; });
-  ColumnWindow window{byte, bytes, {first, last}};
-  if (last - first == 1 && !first->pad) {
-    window.in_byte = (first->in_col + begin - first->out_col) * bits_ / 8;
+  ColumnWindow window{byte, bytes, {}};
+  for (auto run = first; run != runs_.end() && run->out_col < end; ++run) {
+    ColumnPiece piece{*run};
+    piece.out_col = std::max(begin, run->out_col);
+    piece.count = std::min(end, run->out_col + run->count) - piece.out_col;
+    piece.in_col += piece.out_col - run->out_col;
+    piece.byte = (piece.out_col - begin) * bits_ / 8;
+    piece.in_byte = piece.in_col * bits_ / 8;
+    piece.bytes = piece.count * bits_ / 8;
+    window.pieces.push_back(piece);
   }
   return window;
+}
+
+std::int64_t Axes::bytes_together() const {
+  return runs_.front().pad ? row_bytes_ : runs_.front().count * bits_ / 8;
 }
 
 }  // namespace moeref::move

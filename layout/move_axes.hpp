@@ -26,14 +26,23 @@ struct ColumnSpan {
   std::int64_t count;
 };
 
-/// The runs under the bytes [byte, byte + bytes) of a packed output row.
+/// Part of a column run, and where it is in bytes.
+struct ColumnPiece : ColumnRun {
+  std::int64_t byte = 0;  ///< from the window's first
+  std::int64_t in_byte =
+      0;  ///< from the first column of an input row whose codes are not rewritten
+  std::int64_t bytes = 0;
+};
+
+/// Bytes [byte, byte + bytes) of a packed output row and the runs under them.
 struct ColumnWindow {
   std::int64_t byte = 0;
   std::int64_t bytes = 0;
-  std::span<const ColumnRun> runs;
-  /// The columns of a single run: how far the window lies from the first column of the input, in
-  /// bytes; otherwise -1.
-  std::int64_t in_byte = -1;
+  std::vector<ColumnPiece> pieces;
+
+  std::int64_t first_col() const { return pieces.front().out_col; }
+  /// Whether input columns fill it that stand side by side.
+  bool is_one_run() const { return pieces.size() == 1 && !pieces.front().pad; }
 };
 
 /// The axes of a map made ready for moving: columns as runs, rows of padding as bytes, which copy
@@ -43,7 +52,10 @@ class Axes {
   explicit Axes(const IndexMap& map);
 
   std::int64_t row_bytes() const { return row_bytes_; }
+  /// `bytes` > 0.
   ColumnWindow window(std::int64_t byte, std::int64_t bytes) const;
+  /// Bytes of the first run if it begins at the first column of an output row, otherwise all.
+  std::int64_t bytes_together() const;
   /// All bytes of an output row that is padding, or nullptr.
   const std::byte* pad_row(std::int64_t out_row) const {
     const std::int32_t image = image_of_row_[static_cast<std::size_t>(out_row)];

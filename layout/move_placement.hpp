@@ -52,18 +52,21 @@ class Placement {
   bool puts_words_ = true;
 };
 
-/// Chooses the way for these digits. `words` may be null. nullptr: rows follow each other as they
+/// Chooses the way for these digits. `words` may be null. `cols_together`: so many first columns of
+/// a row stand side by side in the input, too. nullptr: rows follow each other as they
 /// are, there is nothing to place.
-std::unique_ptr<Placement> make_placement(const UnitDigits& units, const BitPermutation* words);
+std::unique_ptr<Placement> make_placement(const UnitDigits& units, const BitPermutation* words,
+                                          std::int64_t cols_together);
 
 /// Words of 64 bits whose units change lanes: any order whose innermost digits and lowest columns
 /// are powers of two. nullptr: not such an order, or one that would need too large a box.
 std::unique_ptr<Placement> make_lane_placement(const UnitDigits& units,
                                                const BitPermutation* words);
 /// Runs of bytes (single ones, pairs, ..) or single nibbles by a table of where each comes from.
-std::unique_ptr<Placement> make_run_placement(const UnitDigits& units, const BitPermutation* words);
+std::unique_ptr<Placement> make_run_placement(const UnitDigits& units, const BitPermutation* words,
+                                              std::int64_t cols_together);
 
-/// Where the tiles of a box begin: the first rows and columns of all tiles that have `digits`, in
+/// Where the tiles of boxes begin: the first rows and columns of all tiles that have `digits`, in
 /// the order of the output.
 class TileBases {
  public:
@@ -72,24 +75,34 @@ class TileBases {
     std::int32_t col;
   };
   TileBases() = default;
-  TileBases(const UnitDigits& units, const std::vector<PlacedDigit>& digits, const BoxShape& shape);
+  /// `multiple`: the last base is repeated until there are so many times n of them.
+  TileBases(const UnitDigits& units, const std::vector<PlacedDigit>& digits, const BoxShape& shape,
+            std::size_t multiple = 1);
 
   const std::vector<Base>& of(const Box& box) const {
     return bases_[(box.rows < rows_ ? 1 : 0) + (box.cols < cols_ ? 2 : 0)];
   }
-  /// Of the tile's first unit, in bytes.
-  std::int64_t place(const Box& box, const Base& base) const {
-    return (row_place_[static_cast<std::size_t>(box.row + base.row)] +
-            col_place_[static_cast<std::size_t>(box.col + base.col)]) *
-           unit_bits_ / 8;
-  }
+
+  /// Places of the tiles of one box, in bytes.
+  class Places {
+   public:
+    Places(const TileBases& bases, const Box& box)
+        : row_bits_(bases.row_bits_.data() + box.row),
+          col_bits_(bases.col_bits_.data() + box.col) {}
+    std::int64_t operator[](const Base& base) const {
+      return (row_bits_[base.row] + col_bits_[base.col]) >> 3;
+    }
+
+   private:
+    const std::int64_t* row_bits_;
+    const std::int64_t* col_bits_;
+  };
 
  private:
   std::int64_t rows_ = 0;
   std::int64_t cols_ = 0;
-  int unit_bits_ = 8;
-  std::vector<std::int64_t> row_place_;
-  std::vector<std::int64_t> col_place_;
+  std::vector<std::int64_t> row_bits_;  ///< places of rows ...
+  std::vector<std::int64_t> col_bits_;  ///< ... and columns, in bits
   std::vector<Base> bases_[4];  ///< whole boxes, at the last rows, at the last columns, at both
 };
 
@@ -99,7 +112,11 @@ constexpr std::int64_t packed_pitch(std::int64_t row_bytes) {
   return (row_bytes + 63) / 64 * 64 + 16;
 }
 
-/// A multiple of `step` near `wanted` that cuts `size` into even pieces, or `size`.
-std::int64_t even_step(std::int64_t size, std::int64_t step, std::int64_t wanted);
+/// Boxes that hold whole steps of rows and columns, so that memory is read and written in long
+/// stretches: whole rows up to some KB, and as many rows as it takes to fill stretches of the
+/// output (bounded: a box has at most about 1.5 MB). The first `cols_together` columns are cut
+/// evenly.
+BoxShape choose_box(const UnitDigits& units, std::int64_t row_step, std::int64_t col_step,
+                    std::int64_t cols_together);
 
 }  // namespace moeref::move

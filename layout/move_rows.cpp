@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "layout/move_copy.hpp"
 #include "layout/move_element.hpp"
 
 namespace moeref::move {
@@ -23,28 +24,38 @@ RowReader::RowReader(const IndexMap& map, const Axes& axes, const TensorStack& i
                      const Recoders& recoders)
     : axes_(axes), in_(in), recoders_(recoders), bits_(map.element_bits) {}
 
+/// The plane of a row; `row` becomes its number there. Without a division: rows may be short.
+const Plane& RowReader::plane(std::int64_t expert, std::int64_t& row) const {
+  std::int64_t plane = expert * in_.halves;
+  for (; row >= in_.half_rows; row -= in_.half_rows) ++plane;
+  return in_.planes[static_cast<std::size_t>(plane)];
+}
+
 RowReader::Row RowReader::row(std::int64_t expert, std::int64_t out_row) const {
   if (const std::byte* pad = axes_.pad_row(out_row)) return {expert, 0, true, pad};
   const std::int64_t in_row = axes_.input_row(out_row);
-  return {expert, in_row, false, recoders_.empty() ? in_.contiguous(expert, in_row, 0) : nullptr};
+  if (!recoders_.empty()) return {expert, in_row, false, nullptr};
+  std::int64_t row = in_row;
+  const Plane& from = plane(expert, row);
+  const std::int64_t bit = (from.origin + row * from.row_stride) * in_.element_bits;
+  const bool side_by_side = from.col_stride == 1 && bit % 8 == 0;
+  return {expert, in_row, false, side_by_side ? from.data + bit / 8 : nullptr};
 }
 
 void RowReader::read(const Row& row, const ColumnWindow& window, std::byte* to,
                      RecodeScratch& scratch) const {
-  if (const std::byte* bytes = find(row, window)) {
-    std::memcpy(to, bytes, static_cast<std::size_t>(window.bytes));
+  if (row.pad) {
+    copy_bytes(row.bytes + window.byte, to, window.bytes);
     return;
   }
-  const std::int64_t begin = window.byte * 8 / bits_;
-  const std::int64_t end = (window.byte + window.bytes) * 8 / bits_;
-  for (const ColumnRun& run : window.runs) {
-    const std::int64_t first = std::max(begin, run.out_col);
-    const std::int64_t count = std::min(end, run.out_col + run.count) - first;
-    std::byte* at = to + (first - begin) * bits_ / 8;
-    if (run.pad) {
-      std::memset(at, std::to_integer<int>(run.fill), static_cast<std::size_t>(count * bits_ / 8));
+  for (const ColumnPiece& piece : window.pieces) {
+    std::byte* at = to + piece.byte;
+    if (piece.pad) {
+      fill_bytes(at, piece.fill, piece.bytes);
+    } else if (row.bytes != nullptr) {
+      copy_bytes(row.bytes + piece.in_byte, at, piece.bytes);
     } else {
-      read_columns(row, run.in_col + first - run.out_col, count, at, scratch);
+      read_columns(row, piece.in_col, piece.count, at, scratch);
     }
   }
 }
@@ -80,14 +91,14 @@ void RowReader::read_columns(const Row& row, std::int64_t col, std::int64_t coun
 }
 
 void RowReader::load(const Row& row, std::int64_t col, std::int64_t count, std::byte* to) const {
-  const Plane& plane = in_.plane(row.expert, row.in_row);
+  std::int64_t in_row = row.in_row;
+  const Plane& plane = this->plane(row.expert, in_row);
   const int width = in_.element_bits / 8;
   if (plane.col_stride == 1 || width == 0) {
     in_.read(row.expert, row.in_row, col, count, to);
     return;
   }
-  const std::int64_t first =
-      plane.origin + row.in_row % in_.half_rows * plane.row_stride + col * plane.col_stride;
+  const std::int64_t first = plane.origin + in_row * plane.row_stride + col * plane.col_stride;
   const std::byte* from = plane.data + first * width;
   const std::int64_t stride = plane.col_stride * width;
   if (width == 1) load_apart<1>(from, stride, count, to);
@@ -116,35 +127,30 @@ std::byte* RowWriter::target(std::int64_t expert, std::int64_t in_row, std::int6
 std::byte* RowWriter::find(std::int64_t expert, std::int64_t out_row,
                            const ColumnWindow& window) const {
   const bool restores = !recoders_.empty() && recoders_.back()->invertible();
-  if (restores || window.in_byte < 0 || window.runs.front().copy || !is_first(out_row)) {
+  if (restores || !window.is_one_run() || window.pieces.front().copy || !is_first(out_row)) {
     return nullptr;
   }
-  return target(expert, axes_.input_row(out_row), 0) + window.in_byte;
+  return target(expert, axes_.input_row(out_row), window.pieces.front().in_col);
 }
 
 void RowWriter::write(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
                       const std::byte* from, Scratch& scratch, UndoReport& report) const {
-  const std::int64_t begin = window.byte * 8 / bits_;
-  const std::int64_t end = (window.byte + window.bytes) * 8 / bits_;
   if (const std::byte* pad = axes_.pad_row(out_row)) {
-    check_pads(expert, out_row, begin, end - begin, from, pad + window.byte, report);
+    check_pads(expert, out_row, window.first_col(), window.bytes * 8 / bits_, from,
+               pad + window.byte, report);
     return;
   }
   const bool first_row = is_first(out_row);
-  for (const ColumnRun& run : window.runs) {
-    ColumnRun part = run;
-    part.out_col = std::max(begin, run.out_col);
-    part.count = std::min(end, run.out_col + run.count) - part.out_col;
-    part.in_col += part.out_col - run.out_col;
-    const std::byte* at = from + (part.out_col - begin) * bits_ / 8;
-    if (run.pad) {
-      make_room(scratch.zeros, part.count * bits_ / 8);
-      std::fill_n(scratch.zeros.begin(), part.count * bits_ / 8, run.fill);
-      check_pads(expert, out_row, part.out_col, part.count, at, scratch.zeros.data(), report);
-    } else if (run.copy || !first_row) {
-      check_copies(expert, out_row, window, part, at, scratch, report);
+  for (const ColumnPiece& piece : window.pieces) {
+    const std::byte* at = from + piece.byte;
+    if (piece.pad) {
+      make_room(scratch.zeros, piece.bytes);
+      fill_bytes(scratch.zeros.data(), piece.fill, piece.bytes);
+      check_pads(expert, out_row, piece.out_col, piece.count, at, scratch.zeros.data(), report);
+    } else if (piece.copy || !first_row) {
+      check_copies(expert, out_row, window, piece, at, scratch, report);
     } else {
-      restore(expert, axes_.input_row(out_row), part.in_col, part.count, at, scratch.recode);
+      restore(expert, axes_.input_row(out_row), piece.in_col, piece.count, at, scratch.recode);
     }
   }
 }
@@ -163,7 +169,7 @@ void RowWriter::restore(std::int64_t expert, std::int64_t in_row, std::int64_t c
     from = scratch.piece.data();
     bits = before;
   }
-  std::memcpy(to, from, static_cast<std::size_t>(count * bits / 8));
+  copy_bytes(from, to, count * bits / 8);
 }
 
 void RowWriter::write_zeros(std::int64_t expert, std::int64_t in_row, ColumnSpan cols,
@@ -201,38 +207,39 @@ void RowWriter::check_pads(std::int64_t expert, std::int64_t out_row, std::int64
 }
 
 void RowWriter::check_copies(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
-                             const ColumnRun& run, const std::byte* from, Scratch& scratch,
+                             const ColumnPiece& piece, const std::byte* from, Scratch& scratch,
                              UndoReport& report) const {
   const std::int64_t first_row = axes_.first_row(axes_.input_row(out_row));
-  const std::int64_t begin = window.byte * 8 / bits_;
   if (scratch.first_expert != expert || scratch.first_row != first_row ||
       scratch.first_byte != window.byte) {
-    make_room(scratch.first, window.bytes);
-    for (const ColumnRun& other : window.runs) {
-      if (other.pad) continue;
-      const std::int64_t end =
-          std::min(begin + window.bytes * 8 / bits_, other.out_col + other.count);
-      for (std::int64_t col = std::max(begin, other.out_col); col < end; ++col) {
-        const std::int64_t place =
-            axes_.place(first_row, axes_.first_col(other.in_col + col - other.out_col));
-        set_element(scratch.first.data(), col - begin, bits_, placed_element(expert, place));
-      }
-    }
-    scratch.first_expert = expert;
-    scratch.first_row = first_row;
-    scratch.first_byte = window.byte;
+    collect_first(expert, first_row, window, scratch);
   }
-  report.copies += run.count;
-  const std::byte* wanted = scratch.first.data() + (run.out_col - begin) * bits_ / 8;
-  if (std::memcmp(from, wanted, static_cast<std::size_t>(run.count * bits_ / 8)) == 0) return;
-  for (std::int64_t i = 0; i < run.count; ++i) {
+  report.copies += piece.count;
+  const std::byte* wanted = scratch.first.data() + piece.byte;
+  if (std::memcmp(from, wanted, static_cast<std::size_t>(piece.bytes)) == 0) return;
+  for (std::int64_t i = 0; i < piece.count; ++i) {
     if (element(from, i, bits_) == element(wanted, i, bits_)) continue;
     ++report.wrong_copies;
-    const std::int64_t place = expert * map_.out_elements() + axes_.place(out_row, run.out_col + i);
+    const std::int64_t place =
+        expert * map_.out_elements() + axes_.place(out_row, piece.out_col + i);
     if (report.first_wrong_copy < 0 || place < report.first_wrong_copy) {
       report.first_wrong_copy = place;
     }
   }
+}
+
+void RowWriter::collect_first(std::int64_t expert, std::int64_t first_row,
+                              const ColumnWindow& window, Scratch& scratch) const {
+  make_room(scratch.first, window.bytes);
+  for (const ColumnPiece& piece : window.pieces) {
+    for (std::int64_t i = 0; i < piece.count && !piece.pad; ++i) {
+      const std::int64_t place = axes_.place(first_row, axes_.first_col(piece.in_col + i));
+      set_element(scratch.first.data() + piece.byte, i, bits_, placed_element(expert, place));
+    }
+  }
+  scratch.first_expert = expert;
+  scratch.first_row = first_row;
+  scratch.first_byte = window.byte;
 }
 
 std::uint32_t RowWriter::placed_element(std::int64_t expert, std::int64_t place) const {

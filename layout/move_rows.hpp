@@ -34,12 +34,14 @@ class RowReader {
   /// The window's bytes if they lie somewhere as they are, or nullptr.
   static const std::byte* find(const Row& row, const ColumnWindow& window) {
     if (row.pad) return row.bytes + window.byte;
-    return row.bytes != nullptr && window.in_byte >= 0 ? row.bytes + window.in_byte : nullptr;
+    const bool as_it_is = row.bytes != nullptr && window.is_one_run();
+    return as_it_is ? row.bytes + window.pieces.front().in_byte : nullptr;
   }
   void read(const Row& row, const ColumnWindow& window, std::byte* to,
             RecodeScratch& scratch) const;
 
  private:
+  const Plane& plane(std::int64_t expert, std::int64_t& row) const;
   void read_columns(const Row& row, std::int64_t col, std::int64_t count, std::byte* to,
                     RecodeScratch& scratch) const;
   void load(const Row& row, std::int64_t col, std::int64_t count, std::byte* to) const;
@@ -85,8 +87,11 @@ class RowWriter {
   void check_pads(std::int64_t expert, std::int64_t out_row, std::int64_t col, std::int64_t count,
                   const std::byte* from, const std::byte* wanted, UndoReport& report) const;
   void check_copies(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
-                    const ColumnRun& run, const std::byte* from, Scratch& scratch,
+                    const ColumnPiece& piece, const std::byte* from, Scratch& scratch,
                     UndoReport& report) const;
+  /// The first copies of a window's elements, for all rows that hold the same.
+  void collect_first(std::int64_t expert, std::int64_t first_row, const ColumnWindow& window,
+                     Scratch& scratch) const;
   std::uint32_t placed_element(std::int64_t expert, std::int64_t place) const;
 
   const IndexMap& map_;

@@ -2,27 +2,26 @@
 #include <cstring>
 #include <numeric>
 
+#include "layout/move_copy.hpp"
 #include "layout/move_placement.hpp"
 #include "layout/move_run_tile.hpp"
 #include "layout/move_words.hpp"
+#include "quant/tensor.hpp"
 
 namespace moeref::move {
 namespace {
 
 constexpr std::int64_t kDirectRun = 16;  ///< bytes: from here on rows need not be packed before
 
-constexpr std::int64_t kMaxBox = 1 << 18;  ///< bytes of rows that are packed before
+constexpr std::int64_t kMaxRuns = 256;  ///< of a tile
 
-/// Copies one run; `Bytes` 0: of `bytes`, at least 16.
+/// Copies one run; `Bytes` 0: of `bytes`.
 template <int Bytes>
 void copy_run(const std::byte* from, std::byte* to, std::int64_t bytes) {
   if constexpr (Bytes > 0) {
     std::memcpy(to, from, Bytes);
-  } else if (bytes >= 256) {
-    std::memcpy(to, from, static_cast<std::size_t>(bytes));
   } else {
-    for (std::int64_t at = 0; at + 16 <= bytes; at += 16) std::memcpy(to + at, from + at, 16);
-    std::memcpy(to + bytes - 16, from + bytes - 16, 16);
+    copy_bytes(from, to, bytes);
   }
 }
 
@@ -31,14 +30,12 @@ void copy_run(const std::byte* from, std::byte* to, std::int64_t bytes) {
 class RunPlacement : public Placement {
  public:
   RunPlacement(const UnitDigits& units, const BitPermutation* words, RunTile tile,
-               std::int64_t wanted_cols)
+               std::int64_t cols_together)
       : words_(words), tile_(std::move(tile)), unit_bits_(units.unit_bits) {
-    const std::int64_t unit_factor = 8 / unit_bits_;
     // Columns of a box are whole elements, in pairs if they are FP4.
-    const std::int64_t cols = std::lcm(tile_.box_cols, 16 * unit_factor);
-    const std::int64_t wanted = std::min(wanted_cols, kMaxBox / tile_.box_rows) * unit_factor;
-    shape_.cols = even_step(units.cols, cols, wanted);
-    shape_.rows = even_step(units.rows, tile_.box_rows, 65536 * unit_factor / shape_.cols);
+    const std::int64_t whole_elements = 16 * 8 / unit_bits_;
+    shape_ =
+        choose_box(units, tile_.box_rows, std::lcm(tile_.box_cols, whole_elements), cols_together);
     bases_ = TileBases(units, tile_.digits, shape_);
     puts_words_ = tile_.whole_units() * unit_bits_ % 32 == 0;
   }
@@ -47,8 +44,9 @@ class RunPlacement : public Placement {
   /// put_tile(base, runs of the tile, where to)
   template <typename PutTile>
   void put_tiles(const Box& box, std::byte* placed, PutTile put_tile) const {
+    const TileBases::Places places(bases_, box);
     for (const TileBases::Base& base : bases_.of(box)) {
-      std::byte* to = placed + bases_.place(box, base);
+      std::byte* to = placed + places[base];
       const std::int64_t count = tile_.count(box, base);
       put_tile(base, count, to);
       if (words_ != nullptr && puts_words_) {
@@ -60,8 +58,9 @@ class RunPlacement : public Placement {
   template <typename TakeTile>
   void take_tiles(const Box& box, const std::byte* placed, PlacementScratch& scratch,
                   TakeTile take_tile) const {
+    const TileBases::Places places(bases_, box);
     for (const TileBases::Base& base : bases_.of(box)) {
-      const std::int64_t place = bases_.place(box, base);
+      const std::int64_t place = places[base];
       const std::int64_t count = tile_.count(box, base);
       const std::byte* from = words_ == nullptr
                                   ? placed + place
@@ -84,32 +83,67 @@ class RunPlacement : public Placement {
 template <int Bytes>
 class DirectRuns : public RunPlacement {
  public:
-  DirectRuns(const UnitDigits& units, const BitPermutation* words, RunTile run_tile)
-      : RunPlacement(units, words, std::move(run_tile), 4096) {}
+  DirectRuns(const UnitDigits& units, const BitPermutation* words, RunTile run_tile,
+             std::int64_t cols_together)
+      : RunPlacement(units, words, std::move(run_tile), cols_together) {}
 
   void put(const Box& box, const std::byte* const* rows, std::byte* placed,
            PlacementScratch&) const override {
-    const std::int64_t bytes = tile().run;
+    const std::int64_t bytes = Bytes > 0 ? Bytes : tile().run;
+    TilePointers<const std::byte> pointers(tile().runs);
     put_tiles(box, placed, [&](const TileBases::Base& base, std::int64_t count, std::byte* to) {
-      const std::byte* const* from = rows + base.row;
-      const RunTile::Run* runs = tile().runs.data();
-      for (std::int64_t i = 0; i < count; ++i, to += bytes) {
-        copy_run<Bytes>(from[runs[i].row] + base.col + runs[i].col, to, bytes);
+      const std::byte* const* from = pointers.at(rows, base.row, count);
+      const std::int64_t col = base.col;
+      std::int64_t i = 0;
+      for (; i + 4 <= count; i += 4, to += 4 * bytes) {
+        for (int j = 0; j < 4; ++j) copy_run<Bytes>(from[i + j] + col, to + j * bytes, bytes);
       }
+      for (; i < count; ++i, to += bytes) copy_run<Bytes>(from[i] + col, to, bytes);
     });
   }
   void take(const Box& box, const std::byte* placed, std::byte* const* rows,
             PlacementScratch& scratch) const override {
-    const std::int64_t bytes = tile().run;
+    const std::int64_t bytes = Bytes > 0 ? Bytes : tile().run;
+    TilePointers<std::byte> pointers(tile().runs);
     take_tiles(box, placed, scratch,
                [&](const TileBases::Base& base, std::int64_t count, const std::byte* from) {
-                 std::byte* const* to = rows + base.row;
-                 const RunTile::Run* runs = tile().runs.data();
-                 for (std::int64_t i = 0; i < count; ++i, from += bytes) {
-                   copy_run<Bytes>(from, to[runs[i].row] + base.col + runs[i].col, bytes);
+                 std::byte* const* to = pointers.at(rows, base.row, count);
+                 const std::int64_t col = base.col;
+                 std::int64_t i = 0;
+                 for (; i + 4 <= count; i += 4, from += 4 * bytes) {
+                   for (int j = 0; j < 4; ++j) {
+                     copy_run<Bytes>(from + j * bytes, to[i + j] + col, bytes);
+                   }
+                 }
+                 for (; i < count; ++i, from += bytes) {
+                   copy_run<Bytes>(from, to[i] + col, bytes);
                  }
                });
   }
+
+ private:
+  /// Where the runs of a tile are that begins in column 0 of the box: the same for all tiles that
+  /// begin in one row.
+  template <typename Byte>
+  class TilePointers {
+   public:
+    explicit TilePointers(const std::vector<RunTile::Run>& runs) : runs_(runs) {}
+    Byte* const* at(Byte* const* rows, std::int64_t row, std::int64_t count) {
+      if (row != row_) known_ = 0;
+      row_ = row;
+      for (; known_ < count; ++known_) {
+        const RunTile::Run& run = runs_[static_cast<std::size_t>(known_)];
+        pointers_[known_] = rows[row + run.row] + run.col;
+      }
+      return pointers_;
+    }
+
+   private:
+    const std::vector<RunTile::Run>& runs_;
+    Byte* pointers_[kMaxRuns];
+    std::int64_t row_ = -1;
+    std::int64_t known_ = 0;
+  };
 };
 
 /// Runs of a few bytes, from rows packed into a box.
@@ -117,7 +151,7 @@ template <int Bytes>
 class PackedRuns : public RunPlacement {
  public:
   PackedRuns(const UnitDigits& units, const BitPermutation* words, RunTile run_tile)
-      : RunPlacement(units, words, std::move(run_tile), 512) {
+      : RunPlacement(units, words, std::move(run_tile), units.cols) {
     shape_.pitch = packed_pitch(shape_.cols);
     for (const RunTile::Run& run : tile().runs) {
       offsets_.push_back(static_cast<std::int32_t>(run.row * shape_.pitch + run.col));
@@ -137,6 +171,14 @@ class PackedRuns : public RunPlacement {
             word |= std::to_integer<std::uint64_t>(from[offsets[i + lane]]) << (8 * lane);
           }
           std::memcpy(to + i, &word, 8);
+        }
+      }
+      if constexpr (Bytes == 4) {
+        for (; i + 2 <= count; i += 2) {
+          const std::uint64_t word = load<std::uint32_t>(from + offsets[i]) |
+                                     std::uint64_t{load<std::uint32_t>(from + offsets[i + 1])}
+                                         << 32;
+          std::memcpy(to + i * 4, &word, 8);
         }
       }
       for (; i < count; ++i) std::memcpy(to + i * Bytes, from + offsets[i], Bytes);
@@ -173,7 +215,7 @@ void join_nibbles(const std::byte* from, std::byte* to, std::int64_t bytes) {
 class NibbleRuns : public RunPlacement {
  public:
   NibbleRuns(const UnitDigits& units, const BitPermutation* words, RunTile run_tile)
-      : RunPlacement(units, words, std::move(run_tile), 256) {
+      : RunPlacement(units, words, std::move(run_tile), units.cols) {
     shape_.pitch = packed_pitch(shape_.cols / 2);
     for (const RunTile::Run& run : tile().runs) {
       offsets_.push_back(static_cast<std::int32_t>(run.row * 2 * shape_.pitch + run.col));
@@ -219,27 +261,33 @@ class NibbleRuns : public RunPlacement {
   std::vector<std::int32_t> offsets_;
 };
 
-template <typename Made>
-std::unique_ptr<Placement> make(const UnitDigits& units, const BitPermutation* words,
-                                std::int64_t run, std::int64_t max_box) {
-  return std::make_unique<Made>(units, words, make_run_tile(units, run, 256, max_box));
-}
-
 }  // namespace
 
-std::unique_ptr<Placement> make_run_placement(const UnitDigits& units,
-                                              const BitPermutation* words) {
-  constexpr std::int64_t kPackedBox = 65536;
+std::unique_ptr<Placement> make_run_placement(const UnitDigits& units, const BitPermutation* words,
+                                              std::int64_t cols_together) {
+  constexpr std::int64_t kPackedBox = 1 << 16;
+  constexpr std::int64_t kDirectBox = 1 << 18;
   const std::int64_t run = units.run();
-  if (units.unit_bits == 4) return make<NibbleRuns>(units, words, 1, 2 * kPackedBox);
-  if (run == 16) return make<DirectRuns<16>>(units, words, run, 4 * kPackedBox);
-  if (run == 32) return make<DirectRuns<32>>(units, words, run, 4 * kPackedBox);
-  if (run == 64) return make<DirectRuns<64>>(units, words, run, 4 * kPackedBox);
-  if (run >= kDirectRun) return make<DirectRuns<0>>(units, words, run, 4 * kPackedBox);
-  if (run % 8 == 0) return make<PackedRuns<8>>(units, words, 8, kPackedBox);
-  if (run % 4 == 0) return make<PackedRuns<4>>(units, words, 4, kPackedBox);
-  if (run % 2 == 0) return make<PackedRuns<2>>(units, words, 2, kPackedBox);
-  return make<PackedRuns<1>>(units, words, 1, kPackedBox);
+  const auto direct = [&]<int Bytes>() -> std::unique_ptr<Placement> {
+    return std::make_unique<DirectRuns<Bytes>>(
+        units, words, make_run_tile(units, run, kMaxRuns, kDirectBox), cols_together);
+  };
+  const auto packed = [&]<int Bytes>() -> std::unique_ptr<Placement> {
+    return std::make_unique<PackedRuns<Bytes>>(units, words,
+                                               make_run_tile(units, Bytes, kMaxRuns, kPackedBox));
+  };
+  if (units.unit_bits == 4) {
+    return std::make_unique<NibbleRuns>(units, words,
+                                        make_run_tile(units, 1, kMaxRuns, 2 * kPackedBox));
+  }
+  if (run == 16) return direct.template operator()<16>();
+  if (run == 32) return direct.template operator()<32>();
+  if (run == 64) return direct.template operator()<64>();
+  if (run >= kDirectRun) return direct.template operator()<0>();
+  if (run % 8 == 0) return packed.template operator()<8>();
+  if (run % 4 == 0) return packed.template operator()<4>();
+  if (run % 2 == 0) return packed.template operator()<2>();
+  return packed.template operator()<1>();
 }
 
 }  // namespace moeref::move

@@ -1,5 +1,7 @@
 #include "layout/move_units.hpp"
 
+#include <algorithm>
+
 namespace moeref::move {
 namespace {
 
@@ -44,20 +46,27 @@ std::vector<PlacedDigit> halved(std::vector<PlacedDigit> digits) {
   return digits;
 }
 
-std::vector<std::int64_t> places(const UnitDigits& units, Axis axis, std::int64_t size) {
-  std::vector<std::int64_t> places;
+}  // namespace
+
+std::vector<std::int64_t> axis_places(const std::vector<PlacedDigit>& digits, Axis axis,
+                                      std::int64_t size) {
+  std::vector<PlacedDigit> rising;
+  for (const PlacedDigit& digit : digits) {
+    if (digit.axis == axis && digit.size > 1) rising.push_back(digit);
+  }
+  std::sort(rising.begin(), rising.end(), [](const PlacedDigit& left, const PlacedDigit& right) {
+    return left.weight < right.weight;
+  });
+  std::vector<std::int64_t> places(static_cast<std::size_t>(std::min<std::int64_t>(size, 1)), 0);
   places.reserve(static_cast<std::size_t>(size));
-  for (std::int64_t i = 0; i < size; ++i) {
-    std::int64_t place = 0;
-    for (const PlacedDigit& digit : units.digits) {
-      if (digit.axis == axis) place += i / digit.weight % digit.size * digit.stride;
+  for (const PlacedDigit& digit : rising) {
+    const std::size_t lower = places.size();
+    for (std::int64_t value = 1; value < digit.size; ++value) {
+      for (std::size_t i = 0; i < lower; ++i) places.push_back(places[i] + value * digit.stride);
     }
-    places.push_back(place);
   }
   return places;
 }
-
-}  // namespace
 
 std::int64_t UnitDigits::run() const {
   const bool by_cols =
@@ -83,8 +92,8 @@ UnitDigits unit_digits(const IndexMap& map) {
   } else if (map.element_bits == 4) {
     units.unit_bits = 4;
   }
-  units.row_place = places(units, Axis::row, units.rows);
-  units.col_place = places(units, Axis::col, units.cols);
+  units.row_place = axis_places(units.digits, Axis::row, units.rows);
+  units.col_place = axis_places(units.digits, Axis::col, units.cols);
   return units;
 }
 

@@ -23,6 +23,11 @@ struct UnitDigits {
   bool row_major() const;
 };
 
+/// What the digits of one axis, that cover its `size`, add to the place of an element: for every
+/// row or column.
+std::vector<std::int64_t> axis_places(const std::vector<PlacedDigit>& digits, Axis axis,
+                                      std::int64_t size);
+
 /// The map has at least one element.
 UnitDigits unit_digits(const IndexMap& map);
 

@@ -10,31 +10,43 @@
 
 namespace moeref::move {
 
+/// Two 64-bit words, moved as one (a vector type of gcc and clang).
+using WordPair = std::uint64_t __attribute__((vector_size(16)));
+
+/// Moves the bits of the 32-bit words in `pairs`.
+template <std::size_t Count>
+void move_bits(const std::vector<BitPermutation::Group>& groups, WordPair (&pairs)[Count]) {
+  WordPair after[Count] = {};
+  for (const BitPermutation::Group& group : groups) {
+    const std::uint64_t bits = group.mask | std::uint64_t{group.mask} << 32;
+    const WordPair mask = {bits, bits};
+    if (group.right == 0) {
+      for (std::size_t i = 0; i < Count; ++i) after[i] |= (pairs[i] & mask) << group.left;
+    } else {
+      for (std::size_t i = 0; i < Count; ++i) after[i] |= (pairs[i] & mask) >> group.right;
+    }
+  }
+  for (std::size_t i = 0; i < Count; ++i) pairs[i] = after[i];
+}
+
 /// Moves the bits of whole 32-bit words. `from` and `to` are the same or do not overlap.
 inline void move_words(const std::vector<BitPermutation::Group>& groups, const std::byte* from,
                        std::byte* to, std::int64_t bytes) {
-  constexpr std::int64_t kBatch = 32;
-  const std::int64_t words = bytes / 4;
-  std::int64_t word = 0;
-  for (; word + kBatch <= words; word += kBatch) {
-    std::uint32_t before[kBatch];
-    std::uint32_t after[kBatch] = {};
-    std::memcpy(before, from + word * 4, sizeof before);
-    for (const BitPermutation::Group& group : groups) {
-      for (std::int64_t i = 0; i < kBatch; ++i) {
-        after[i] |= ((before[i] & group.mask) << group.left) >> group.right;
-      }
+  WordPair pairs[6];
+  constexpr std::int64_t kBatch = sizeof pairs;
+  for (std::int64_t at = 0; at < bytes; at += kBatch) {
+    const auto size = static_cast<std::size_t>(std::min(kBatch, bytes - at));
+    if (size == kBatch) {
+      std::memcpy(pairs, from + at, kBatch);
+    } else {
+      std::memcpy(pairs, from + at, size);
     }
-    std::memcpy(to + word * 4, after, sizeof after);
-  }
-  for (; word < words; ++word) {
-    std::uint32_t before;
-    std::uint32_t after = 0;
-    std::memcpy(&before, from + word * 4, 4);
-    for (const BitPermutation::Group& group : groups) {
-      after |= ((before & group.mask) << group.left) >> group.right;
+    move_bits(groups, pairs);
+    if (size == kBatch) {
+      std::memcpy(to + at, pairs, kBatch);
+    } else {
+      std::memcpy(to + at, pairs, size);
     }
-    std::memcpy(to + word * 4, &after, 4);
   }
 }
 

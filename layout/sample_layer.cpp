@@ -99,11 +99,12 @@ std::uint32_t weight_code(Format format, std::uint64_t bits) {
                                : encode(format, value, kRounding);
 }
 
-/// A scale: E8M0 2^-9 .. 2^-2, UE4M3 2^-2 up to 4, f32 2^-9 up to 2^-5.
+/// A scale: E8M0 2^-9 .. 2^-2, UE4M3 2^-2 up to 4, f32 and bf16 2^-9 up to 2^-5.
 std::uint32_t scale_code(Format format, std::uint64_t bits) {
   if (format == Format::e8m0) return 118u + static_cast<std::uint32_t>(bits & 7u);
   if (format == Format::ue4m3) return 0x28u + static_cast<std::uint32_t>(bits & 31u);
-  return std::bit_cast<std::uint32_t>(positive(bits, -9, 4));
+  const auto number = std::bit_cast<std::uint32_t>(positive(bits, -9, 4));
+  return format == Format::bf16 ? number >> 16 : number;
 }
 
 using Draw = std::uint32_t (*)(Format format, std::uint64_t bits);
@@ -111,7 +112,9 @@ using Draw = std::uint32_t (*)(Format format, std::uint64_t bits);
 /// What the tensors of a layer are made with.
 class LayerMaker {
  public:
-  LayerMaker(const SampleShape& shape, const StoredForm& form) : shape_(shape), form_(form) {}
+  LayerMaker(const SampleShape& shape, const StoredForm& form) : shape_(shape), form_(form) {
+    if (form_.spread == Spread::tiles) form_.scales = shape.tile_scales;
+  }
 
   MoeLayer make() {
     layer_.model_type = "sample";
@@ -290,7 +293,7 @@ class LayerMaker {
   }
 
   const SampleShape& shape_;
-  const StoredForm& form_;
+  StoredForm form_;
   MoeLayer layer_;
   std::uint64_t streams_ = 0;
 };
@@ -302,6 +305,11 @@ MoeLayer sample_layer(const SampleShape& shape) {
   if (shape.experts < 1 || shape.hidden < 1 || shape.intermediate < 1) {
     fail("sample layer", "has {} experts, hidden {}, intermediate {}; all must be at least 1",
          shape.experts, shape.hidden, shape.intermediate);
+  }
+  if (shape.tile_scales != Format::f32 && shape.tile_scales != Format::bf16 &&
+      shape.tile_scales != Format::e8m0) {
+    fail("sample layer", "has {} scales of tiles; checkpoints have f32, bf16 or e8m0",
+         name(shape.tile_scales));
   }
   const bool one_scale_for_rows = form.spread == Spread::tiles || form.spread == Spread::tensor;
   if (shape.interleaved && (!shape.gated || one_scale_for_rows)) {

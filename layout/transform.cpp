@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "layout/move_axes.hpp"
+#include "layout/move_copy.hpp"
 #include "layout/move_placement.hpp"
 #include "layout/move_rows.hpp"
 #include "layout/move_words.hpp"
@@ -22,7 +23,8 @@ struct Moves {
       : map(index_map),
         axes(index_map),
         units(move::unit_digits(index_map)),
-        placement(move::make_placement(units, index_map.words.get())) {
+        placement(move::make_placement(units, index_map.words.get(),
+                                       axes.bytes_together() * 8 / units.unit_bits)) {
     box_rows =
         placement ? placement->shape().rows : std::max<std::int64_t>(1, 65536 / axes.row_bytes());
     box_rows = std::min(box_rows, units.rows);
@@ -65,7 +67,6 @@ struct PackedBox {
 
 struct ApplyScratch {
   PackedBox packed;
-  std::vector<move::RowReader::Row> rows;
   std::vector<const std::byte*> row_bytes;
   move::RecodeScratch recode;
   move::PlacementScratch placement;
@@ -88,9 +89,15 @@ void apply_rows(const Moves& moves, const move::RowReader& reader, std::int64_t 
   const std::int64_t row_bytes = moves.axes.row_bytes();
   const move::ColumnWindow window = moves.axes.window(0, row_bytes);
   const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
-  for (std::int64_t row = band * moves.box_rows; row < end; ++row) {
-    std::byte* to = placed + row * row_bytes;
-    reader.read(reader.row(expert, row), window, to, scratch.recode);
+  move::RowReader::Row next = reader.row(expert, band * moves.box_rows);
+  for (std::int64_t out_row = band * moves.box_rows; out_row < end; ++out_row) {
+    const move::RowReader::Row row = next;
+    if (out_row + 1 < end) {
+      next = reader.row(expert, out_row + 1);
+      move::prefetch(next.bytes, row_bytes);
+    }
+    std::byte* to = placed + out_row * row_bytes;
+    reader.read(row, window, to, scratch.recode);
     if (moves.map.words != nullptr && rows_are_words(moves)) {
       move::move_words(moves.map.words->groups(), to, to, row_bytes);
     }
@@ -100,24 +107,18 @@ void apply_rows(const Moves& moves, const move::RowReader& reader, std::int64_t 
 void apply_boxes(const Moves& moves, const move::RowReader& reader, std::int64_t expert,
                  std::int64_t band, std::byte* placed, ApplyScratch& scratch) {
   const std::int64_t pitch = moves.placement->shape().pitch;
-  scratch.rows.clear();
   moves.for_boxes(band, [&](const Box& box) {
-    if (box.col == 0) {
-      for (std::int64_t row = 0; row < box.rows; ++row) {
-        scratch.rows.push_back(reader.row(expert, box.row + row));
-      }
-      scratch.row_bytes.resize(scratch.rows.size());
-      scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
-    }
+    scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
+    scratch.row_bytes.resize(static_cast<std::size_t>(box.rows));
     const auto window = moves.axes.window(moves.bytes(box.col), moves.bytes(box.cols));
-    for (std::size_t row = 0; row < scratch.rows.size(); ++row) {
-      const std::byte* bytes = pitch == 0 ? reader.find(scratch.rows[row], window) : nullptr;
+    for (std::int64_t i = 0; i < box.rows; ++i) {
+      const move::RowReader::Row row = reader.row(expert, box.row + i);
+      const std::byte* bytes = pitch == 0 ? reader.find(row, window) : nullptr;
       if (bytes == nullptr) {
-        std::byte* packed = scratch.packed.row(static_cast<std::int64_t>(row));
-        reader.read(scratch.rows[row], window, packed, scratch.recode);
-        bytes = packed;
+        reader.read(row, window, scratch.packed.row(i), scratch.recode);
+        bytes = scratch.packed.row(i);
       }
-      scratch.row_bytes[row] = bytes;
+      scratch.row_bytes[static_cast<std::size_t>(i)] = bytes;
     }
     moves.placement->put(box, scratch.row_bytes.data(), placed, scratch.placement);
   });
@@ -143,10 +144,8 @@ void undo_boxes(const Moves& moves, const move::RowWriter& writer, std::int64_t 
                 UndoReport& report) {
   const std::int64_t pitch = moves.placement->shape().pitch;
   moves.for_boxes(band, [&](const Box& box) {
-    if (box.col == 0) {
-      scratch.row_bytes.resize(static_cast<std::size_t>(box.rows));
-      scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
-    }
+    scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
+    scratch.row_bytes.resize(static_cast<std::size_t>(box.rows));
     const auto window = moves.axes.window(moves.bytes(box.col), moves.bytes(box.cols));
     for (std::int64_t row = 0; row < box.rows; ++row) {
       std::byte* bytes = pitch == 0 ? writer.find(expert, box.row + row, window) : nullptr;

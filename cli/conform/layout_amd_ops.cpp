@@ -338,7 +338,6 @@ constexpr std::array kOperations{
     NamedOperation{"aiter.shuffle_weight", run_shuffle_weight},
     NamedOperation{"aiter.shuffle_weight_NK", run_shuffle_weight_nk},
     NamedOperation{"aiter.shuffle_weight_a16w4", run_shuffle_weight_a16w4},
-    NamedOperation{"aiter.shuffle_weight_f4", run_mxfp8fp4_b},
     NamedOperation{"aiter.shuffle_weight_gfx1250", run_shuffle_weight_gfx1250},
     NamedOperation{"aiter.triton.shuffle_scale_batched", run_shuffle_scale_batched},
     NamedOperation{"aiter.triton.shuffle_scale_gemm", run_shuffle_scale_gemm},

@@ -91,11 +91,6 @@ OpResult cdna4_scale(const GoldenCase& golden) {
              {Tile{tiles::cdna4_mx_scale()}});
 }
 
-/// FP4 packed along the last axis to packed along the one before. in: x. out: y.
-OpResult repack(const GoldenCase& golden) {
-  return run(golden, "x", matrices(golden, "x", 4), {Tile{tiles::repack_fp4()}});
-}
-
 constexpr std::array kOperations{
     NamedOperation{"triton.BlackwellActMXScale", blackwell_activation_scale},
     NamedOperation{"triton.BlackwellMX4ValueShuffled", blackwell_value_shuffled},
@@ -105,7 +100,6 @@ constexpr std::array kOperations{
     NamedOperation{"triton.HopperMXScale", hopper_scale},
     NamedOperation{"triton.HopperMXValue", hopper_value},
     NamedOperation{"triton.HopperMXValue.v35", hopper_value_v35},
-    NamedOperation{"triton.repack", repack},
 };
 
 }  // namespace

@@ -83,7 +83,8 @@ std::map<std::string, std::vector<std::byte>> tensors_of(const std::string& path
 
 TEST(LayoutList, FitsATerminalOf120Columns) {
   std::vector<std::string> commands{"layout list", "layout list --steps", "backends"};
-  for (const json& backend : json_of("layout list")["backends"]) {
+  const json backends = json_of("layout list")["backends"];
+  for (const json& backend : backends) {
     commands.push_back("layout list " + backend["name"].get<std::string>());
   }
   for (const std::string& command : commands) {
@@ -110,7 +111,8 @@ TEST(LayoutList, TellsOptionsRulesStepsAndFormulas) {
 }
 
 TEST(LayoutList, ShowsARecipeOfEveryBackend) {
-  for (const json& backend : json_of("layout list")["backends"]) {
+  const json backends = json_of("layout list")["backends"];
+  for (const json& backend : backends) {
     const json report = json_of("layout list " + backend["name"].get<std::string>());
     EXPECT_FALSE(report["recipes"].empty()) << report["name"] << report["refused"];
   }

@@ -38,7 +38,8 @@ class PlaceRecoder : public Recoder {
     const auto count = static_cast<std::int64_t>(in.size()) * 8 / bits_;
     for (std::int64_t i = 0; i < count; ++i) {
       const auto place = static_cast<std::uint32_t>(at.expert * 7 + at.row * 31 + (at.col + i) * 5);
-      set_element(out.data(), i, bits_, (element(in.data(), i, bits_) + sign * place) & mask(bits_));
+      set_element(out.data(), i, bits_,
+                  (element(in.data(), i, bits_) + sign * place) & mask(bits_));
     }
   }
   static void ASSERT_SIZES(std::span<const std::byte> in, std::span<std::byte> out) {
@@ -86,7 +87,8 @@ class Maker {
       made_ = {};
       make_recoders();
       make_stack();
-      made_.map = IndexMap(made_.stack.experts, made_.stack.rows(), made_.stack.cols, bits_.front());
+      made_.map =
+          IndexMap(made_.stack.experts, made_.stack.rows(), made_.stack.cols, bits_.front());
       made_.map.element_bits = bits_.back();
       change_rows();
       change_cols();
@@ -97,8 +99,8 @@ class Maker {
                               made_.map.in_rows, made_.map.rows.size(), made_.map.in_cols,
                               made_.map.cols.size());
     for (const PlacedDigit& digit : made_.map.digits) {
-      made_.text += fmt::format(" {}{}x{}", digit.axis == Axis::row ? 'r' : 'c', digit.weight,
-                                digit.size);
+      made_.text +=
+          fmt::format(" {}{}x{}", digit.axis == Axis::row ? 'r' : 'c', digit.weight, digit.size);
     }
     if (made_.map.words) made_.text += " words";
     return std::move(made_);
@@ -146,7 +148,8 @@ class Maker {
     stack.experts = pick(1, sizes_.max_experts);
     stack.halves = static_cast<int>(pick(1, 2));
     stack.half_rows = one_in(20) ? 0 : size(sizes_.max_rows);
-    stack.cols = one_in(20) ? 0 : size(std::max<std::int64_t>(sizes_.max_cols / unit(), 1)) * unit();
+    stack.cols =
+        one_in(20) ? 0 : size(std::max<std::int64_t>(sizes_.max_cols / unit(), 1)) * unit();
     const std::int64_t per_half = stack.half_rows * stack.cols;
     const std::int64_t offset = 2 * pick(0, 3);
     const std::int64_t elements = offset + stack.experts * stack.halves * per_half;
@@ -203,7 +206,8 @@ class Maker {
         const std::int64_t times = pick(2, 4);
         rows.permute(size * times, [&](std::int64_t i) { return i / times; });
       }
-      if (kind == 3 && one_in(4)) rows.permute(size, [&](std::int64_t) { return pick(0, size - 1); });
+      if (kind == 3 && one_in(4))
+        rows.permute(size, [&](std::int64_t) { return pick(0, size - 1); });
     }
   }
 

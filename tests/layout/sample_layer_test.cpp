@@ -118,6 +118,21 @@ TEST(SampleLayer, AlternatesGateAndUpRowsOfOneTensor) {
   EXPECT_EQ(layer.activation.alpha, 1.702f);
 }
 
+TEST(SampleLayer, StoresTheScalesOfTilesInEveryTypeThatCheckpointsHave) {
+  for (const Format format : {Format::f32, Format::bf16, Format::e8m0}) {
+    SampleShape shape = small("fp8_block");
+    shape.tile_scales = format;
+    const MoeLayer layer = sample_layer(shape);
+    EXPECT_EQ(layer.experts[0].down.scales->format, format);
+    const float scale = scale_at(layer.experts[0].down, 0, 0);
+    EXPECT_GE(scale, 0x1p-9f);
+    EXPECT_LE(scale, 0x1p-2f);
+  }
+  SampleShape wrong = small("fp8_block");
+  wrong.tile_scales = Format::e5m2;
+  EXPECT_THROW(sample_layer(wrong), Error);
+}
+
 TEST(SampleLayer, RejectsWhatCannotBeStored) {
   EXPECT_THROW(sample_layer(small("fp6")), Error);
   SampleShape ragged = small("mxfp4");
