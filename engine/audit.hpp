@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "layout/prepare.hpp"
@@ -32,12 +33,19 @@ struct AuditReport {
   std::vector<RecodingEffect> effects;
 };
 
+/// Whether an option's value names a defect of a framework instead of what is meant: it has
+/// "upstream" in it.
+bool is_upstream_defect(std::string_view value);
+/// The same choice with the default in place of every upstream defect.
+Options without_defects(const Backend& backend, const Options& options);
+
 /// Prepares `layer` for the rank, reads the result as the kernel does, runs the exact engine on
-/// that and on the logical weights after the stated recodings, and compares all bits. The tokens
-/// reach every expert; their elements are signed powers of two and zeros, so that no folded factor
-/// rounds them. A rank without rows has no output: its weights are compared. Shared expert, router
-/// and latent projections are no part of a weight layout and left out.
-/// Error: what plan_layer says.
+/// that and on the logical weights after the stated recodings, and compares all bits. What an
+/// upstream defect recodes is no stated recoding: it is held against that of the default. The
+/// tokens reach every expert; their elements are signed powers of two and zeros, so that no folded
+/// factor rounds them. A rank without rows has no output: its weights are compared. Shared expert,
+/// router and latent projections are no part of a weight layout and left out. Error: what
+/// plan_layer says.
 AuditReport audit(const Backend& backend, const Options& options, const MoeLayer& layer,
                   const Shard& rank, int threads);
 
