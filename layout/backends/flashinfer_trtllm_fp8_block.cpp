@@ -2,6 +2,7 @@
 
 #include "layout/backends/readings.hpp"
 #include "layout/backends/trtllm_parts.hpp"
+#include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/nvidia.hpp"
 
 namespace moeref::backends {
@@ -43,12 +44,15 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const Steps kernel = options.is("layout", "block_major_k")
                            ? Steps{ShuffleRows{kEpilogueTile}, Tile{tiles::block_major_k(kBlock)}}
                            : Steps{};
-  const Steps clamp = options.is("clamp_scales", "on") ? Steps{clamp_scales()} : Steps{};
+  const auto scales = [&options](Slot slot) {
+    const Steps clamp = options.is("clamp_scales", "on") ? Steps{clamp_scales()} : Steps{};
+    return Steps{recode::scales_to_f32(slot, kBlock)} + clamp;
+  };
   Recipe recipe;
   recipe.tensors = {tensor("w13", Slot::w13, padding.w13, kernel),
-                    tensor("w13_scale", Slot::w13_scale, clamp + padding.w13, {}),
+                    tensor("w13_scale", Slot::w13_scale, scales(Slot::w13_scale) + padding.w13, {}),
                     tensor("w2", Slot::w2, padding.w2, kernel),
-                    tensor("w2_scale", Slot::w2_scale, clamp + padding.w2, {})};
+                    tensor("w2_scale", Slot::w2_scale, scales(Slot::w2_scale) + padding.w2, {})};
   recipe.kernel = trtllm::reading(shape, padding, Format::e4m3, Format::f32, kBlock, kBlock);
   recipe.notes = {"up and gate do not alternate in this kernel",
                   "activation scales are passed transposed, [hidden / 128, tokens]",

@@ -152,7 +152,7 @@ const Backend triton_kernels_mxfp4{
                   kUpcast},
                  "the device's value and scale layouts; upcast_bf16: no package kernels"},
                 {"num_warps", {"N", "8"}, "Hopper scales: warps the kernel is compiled for"},
-                {"mma_version", {"N", "3"}, "Hopper values: 3, on Ampere 2"},
+                {"mma_version", {"3", "2"}, "Hopper values: 3, on Ampere 2"},
                 {"block_k", {"N", "128"}, "blackwell_shuffled: codes of a tile along K"},
                 {"block_n", {"N", "256"}, "blackwell_shuffled: rows of a tile"}},
     .rules = {{"hidden", 32, "", "a scale for 32 columns"},
