@@ -20,9 +20,8 @@ void load_apart(const std::byte* from, std::int64_t stride, std::int64_t count, 
 
 }  // namespace
 
-RowReader::RowReader(const IndexMap& map, const Axes& axes, const TensorStack& in,
-                     const Recoders& recoders)
-    : axes_(axes), in_(in), recoders_(recoders), bits_(map.element_bits) {}
+RowReader::RowReader(const Axes& axes, const TensorStack& in, const Recoders& recoders)
+    : axes_(axes), in_(in), recoders_(recoders) {}
 
 /// The plane of a row; `row` becomes its number there. Without a division: rows may be short.
 const Plane& RowReader::plane(std::int64_t expert, std::int64_t& row) const {

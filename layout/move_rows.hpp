@@ -20,7 +20,7 @@ struct RecodeScratch {
 /// pads filled.
 class RowReader {
  public:
-  RowReader(const IndexMap& map, const Axes& axes, const TensorStack& in, const Recoders& recoders);
+  RowReader(const Axes& axes, const TensorStack& in, const Recoders& recoders);
 
   /// An output row. `bytes`: of padding, or of the input row where no code is rewritten and its
   /// columns lie side by side; otherwise nullptr.
@@ -49,7 +49,6 @@ class RowReader {
   const Axes& axes_;
   const TensorStack& in_;
   const Recoders& recoders_;
-  int bits_;
 };
 
 /// Takes the output rows of a map apart: elements go back to the dense input, pads and copies are

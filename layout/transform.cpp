@@ -227,7 +227,7 @@ void apply(const IndexMap& map, const TensorStack& in, const Recoders& recoders,
   check_movable(in.name, map, recoders, in.element_bits);
   if (map.out_elements() == 0) return;
   const Moves moves(map);
-  const move::RowReader reader(map, moves.axes, in, recoders);
+  const move::RowReader reader(moves.axes, in, recoders);
   parallel_for<ApplyScratch>(
       map.experts * moves.bands, threads, [&](std::int64_t item, ApplyScratch& scratch) {
         const std::int64_t expert = item / moves.bands;

@@ -19,7 +19,9 @@ TEST_P(LargeZoo, KeepsTheProperties) {
     const bool is_defect = value.is_defect || value.text == "reorder=off";
     const ZooResult result = walk_zoo(backend, {value.text}, cases, !is_defect);
     EXPECT_EQ(result.fault, "");
-    if (!is_defect) EXPECT_EQ(result.breakage, "");
+    if (!is_defect) {
+      EXPECT_EQ(result.breakage, "");
+    }
   }
 }
 
