@@ -12,10 +12,10 @@
 #include "engine/exact/rounding.hpp"
 #include "engine/exact/superaccumulator.hpp"
 #include "engine/operand.hpp"
-#include "quant/parallel.hpp"
 #include "engine/row_parts.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
+#include "quant/parallel.hpp"
 #include "simd/float_environment.hpp"
 #include "simd/kernels.hpp"
 

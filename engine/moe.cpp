@@ -9,9 +9,9 @@
 #include "engine/exact/linear_form.hpp"
 #include "engine/exact/rounding.hpp"
 #include "engine/operand.hpp"
-#include "quant/parallel.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
+#include "quant/parallel.hpp"
 
 namespace moeref {
 namespace {

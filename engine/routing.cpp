@@ -10,10 +10,10 @@
 #include <optional>
 #include <string_view>
 
-#include "quant/parallel.hpp"
 #include "engine/routing_scores.hpp"
 #include "engine/routing_select.hpp"
 #include "quant/error.hpp"
+#include "quant/parallel.hpp"
 
 namespace moeref {
 namespace {

@@ -4,11 +4,11 @@
 #include <cstring>
 #include <memory>
 
-#include "layout/move_axes.hpp"
-#include "layout/move_copy.hpp"
-#include "layout/move_placement.hpp"
-#include "layout/move_rows.hpp"
-#include "layout/move_words.hpp"
+#include "layout/move/axes.hpp"
+#include "layout/move/copy.hpp"
+#include "layout/move/placement.hpp"
+#include "layout/move/rows.hpp"
+#include "layout/move/words.hpp"
 #include "quant/error.hpp"
 #include "quant/parallel.hpp"
 

@@ -6,10 +6,10 @@
 #include <limits>
 
 #include "engine/bounds/double_double.hpp"
-#include "quant/parallel.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "quant/parallel.hpp"
 
 namespace moeref::bounds {
 namespace {

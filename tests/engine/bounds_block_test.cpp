@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "engine/bounds/block.hpp"
-#include "engine/operand.hpp"
 #include "engine/bounds/dense.hpp"
+#include "engine/operand.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
@@ -368,7 +368,8 @@ TEST(Block, ExpertsOfOtherRanksGiveNothing) {
 }
 
 TEST(OutputIntervals, HoldASumThatBeginsWithTheSharedExpert) {
-  // Sixteen slots of 1 and a shared expert of 2^24: added one by one to the shared output, each 1 is lost.
+  // Sixteen slots of 1 and a shared expert of 2^24: added one by one to the shared output, each 1
+  // is lost.
   const auto identity = [](const float* value) {
     Expert expert;
     expert.up = f32_matrix("up", value, 1, 1);

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "layout/move_element.hpp"
+#include "layout/move/element.hpp"
 
 namespace moeref::testing {
 namespace {

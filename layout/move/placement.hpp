@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "layout/bit_permutation.hpp"
-#include "layout/move_units.hpp"
+#include "layout/move/units.hpp"
 
 namespace moeref::move {
 

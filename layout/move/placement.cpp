@@ -1,4 +1,4 @@
-#include "layout/move_placement.hpp"
+#include "layout/move/placement.hpp"
 
 #include <algorithm>
 #include <numeric>

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "layout/move_axes.hpp"
+#include "layout/move/axes.hpp"
 #include "layout/transform.hpp"
 
 namespace moeref::move {

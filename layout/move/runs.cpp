@@ -2,10 +2,10 @@
 #include <cstring>
 #include <numeric>
 
-#include "layout/move_copy.hpp"
-#include "layout/move_placement.hpp"
-#include "layout/move_run_tile.hpp"
-#include "layout/move_words.hpp"
+#include "layout/move/copy.hpp"
+#include "layout/move/placement.hpp"
+#include "layout/move/run_tile.hpp"
+#include "layout/move/words.hpp"
 #include "quant/tensor.hpp"
 
 namespace moeref::move {

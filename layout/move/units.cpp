@@ -1,4 +1,4 @@
-#include "layout/move_units.hpp"
+#include "layout/move/units.hpp"
 
 #include <algorithm>
 

@@ -1,8 +1,8 @@
-#include "layout/move_axes.hpp"
+#include "layout/move/axes.hpp"
 
 #include <algorithm>
 
-#include "layout/move_units.hpp"
+#include "layout/move/units.hpp"
 
 namespace moeref::move {
 namespace {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "layout/move_placement.hpp"
+#include "layout/move/placement.hpp"
 
 namespace moeref::move {
 

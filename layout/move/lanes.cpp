@@ -3,8 +3,8 @@
 #include <optional>
 #include <utility>
 
-#include "layout/move_placement.hpp"
-#include "layout/move_words.hpp"
+#include "layout/move/placement.hpp"
+#include "layout/move/words.hpp"
 #include "quant/tensor.hpp"
 
 // A word of 64 bits holds 8 bytes or 16 nibbles in lanes. The lanes are numbered by 3 or 4 bits; a

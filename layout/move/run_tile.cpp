@@ -1,4 +1,4 @@
-#include "layout/move_run_tile.hpp"
+#include "layout/move/run_tile.hpp"
 
 #include <algorithm>
 #include <bit>

@@ -1,10 +1,10 @@
-#include "layout/move_rows.hpp"
+#include "layout/move/rows.hpp"
 
 #include <algorithm>
 #include <cstring>
 
-#include "layout/move_copy.hpp"
-#include "layout/move_element.hpp"
+#include "layout/move/copy.hpp"
+#include "layout/move/element.hpp"
 
 namespace moeref::move {
 namespace {
