@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <optional>
@@ -57,7 +58,7 @@ class CastFloats final : public Recoder {
   void rewrite(const Place&, std::span<const std::byte> in,
                std::span<std::byte> out) const override {
     if (from_ == to_) {
-      std::memcpy(out.data(), in.data(), in.size());
+      std::copy(in.begin(), in.end(), out.begin());
       return;
     }
     const std::size_t count = in.size() / static_cast<std::size_t>(in_bits() / 8);
@@ -72,7 +73,7 @@ class CastFloats final : public Recoder {
   void restore(const Place&, std::span<const std::byte> in,
                std::span<std::byte> out) const override {
     if (from_ == to_) {
-      std::memcpy(out.data(), in.data(), in.size());
+      std::copy(in.begin(), in.end(), out.begin());
       return;
     }
     for (std::size_t i = 0; i < in.size() / sizeof(float); ++i) {
@@ -98,7 +99,7 @@ class ToE8M0 final : public Recoder {
   void rewrite(const Place&, std::span<const std::byte> in,
                std::span<std::byte> out) const override {
     if (!from_) {
-      std::memcpy(out.data(), in.data(), in.size());
+      std::copy(in.begin(), in.end(), out.begin());
       return;
     }
     for (std::size_t i = 0; i < out.size(); ++i) {
@@ -111,7 +112,7 @@ class ToE8M0 final : public Recoder {
 
   void restore(const Place&, std::span<const std::byte> in,
                std::span<std::byte> out) const override {
-    std::memcpy(out.data(), in.data(), in.size());
+    std::copy(in.begin(), in.end(), out.begin());
   }
 
  private:

@@ -182,17 +182,24 @@ void need_powers_of_two(const TensorStack& scales) {
   }
 }
 
-/// What requantization makes of one weight: the new exponent of each block, found when first asked
-/// for, and the new codes.
+/// What requantization makes of one weight, found for a row of blocks when first asked for: within
+/// a block, a new code depends on the old one alone.
 class Requantized {
  public:
+  using CodeTable = std::array<std::byte, 256>;
+
+  /// What becomes of a row of blocks.
+  struct BlockRow {
+    std::once_flag found;
+    std::vector<std::uint8_t> exponents;  ///< of the new scales
+    std::vector<CodeTable> codes;
+  };
+
   Requantized(TensorStack codes, TensorStack scales)
       : codes_(std::move(codes)),
         scales_(std::move(scales)),
         format_(scale_format(scales_)),
-        found_(std::make_unique<std::once_flag[]>(
-            static_cast<std::size_t>(scales_.experts * scales_.rows()))),
-        exponents_(static_cast<std::size_t>(scales_.experts * scales_.rows() * scales_.cols)) {
+        rows_(static_cast<std::size_t>(scales_.experts * scales_.rows())) {
     if (codes_.dtype != DType::f8_e4m3 && codes_.dtype != DType::u8) {
       fail(codes_.name, "is {}; E4M3 weights are requantized", moeref::name(codes_.dtype));
     }
@@ -201,87 +208,96 @@ class Requantized {
 
   int scale_bits() const { return scales_.element_bits; }
 
-  /// The new scales of one row of blocks.
-  std::span<const std::uint8_t> exponents(std::int64_t expert, std::int64_t block_row) const {
-    const auto number = static_cast<std::size_t>(expert * scales_.rows() + block_row);
-    const auto blocks = static_cast<std::size_t>(scales_.cols);
-    const std::span<std::uint8_t> row(exponents_.data() + number * blocks, blocks);
-    std::call_once(found_[number], [&] { find(expert, block_row, row); });
+  const BlockRow& block_row(std::int64_t expert, std::int64_t number) const {
+    BlockRow& row = rows_[static_cast<std::size_t>(expert * scales_.rows() + number)];
+    std::call_once(row.found, [&] { find(expert, number, row); });
     return row;
   }
 
   /// New codes for `codes`, which begin at `at`.
   void requantize(const Place& at, std::span<const std::byte> codes,
                   std::span<std::byte> out) const {
-    const std::int64_t block_row = block_row_of(at.row);
-    const auto exponent_row = exponents(at.expert, block_row);
-    const Encoder& to_e4m3 = encoder(Format::e4m3, EncodePolicy::torch);
-    for_each_block(at, codes.size(), [&](std::int64_t block, std::size_t begin, std::size_t end) {
-      const float scale = scale_at(at.expert, block_row, block);
-      const auto exponent = exponent_row[static_cast<std::size_t>(block)];
-      const float factor = 1.0f / std::bit_cast<float>(from_exponent(exponent));
-      for (std::size_t i = begin; i < end; ++i) {
-        out[i] = static_cast<std::byte>(to_e4m3(dequantize(codes[i], scale) * factor));
-      }
-    });
+    const BlockRow& row = block_row(at.expert, block_row_of(at.row));
+    for_each_block(at.col, codes.size(),
+                   [&](std::size_t block, std::size_t begin, std::size_t end) {
+                     const CodeTable& table = row.codes[block];
+                     for (std::size_t i = begin; i < end; ++i) {
+                       out[i] = table[std::to_integer<std::size_t>(codes[i])];
+                     }
+                   });
   }
 
  private:
+  using CodeSet = std::array<bool, 256>;
+
   /// Each half has its own blocks.
   std::int64_t block_row_of(std::int64_t row) const {
     return row / codes_.half_rows * scales_.half_rows + row % codes_.half_rows / kBlock;
   }
 
-  float scale_at(std::int64_t expert, std::int64_t block_row, std::int64_t block_col) const {
+  float scale_at(std::int64_t expert, std::int64_t block_row, std::size_t block) const {
     std::uint32_t code = 0;
-    scales_.read(expert, block_row, block_col, 1, reinterpret_cast<std::byte*>(&code));
+    scales_.read(expert, block_row, static_cast<std::int64_t>(block), 1,
+                 reinterpret_cast<std::byte*>(&code));
     return decode(format_, code);
   }
 
-  static float dequantize(std::byte code, float scale) {
-    static const auto& values = decode_table(Format::e4m3);
-    return cast<Format::bf16>(values[std::to_integer<std::size_t>(code)] * scale);
-  }
-
-  /// function(block, begin, end) for each block that a piece of a row touches.
+  /// function(block, begin, end) for each block that `count` columns from `col` touch.
   template <typename Function>
-  static void for_each_block(const Place& at, std::size_t count, const Function& function) {
+  static void for_each_block(std::int64_t col, std::size_t count, const Function& function) {
     for (std::size_t begin = 0; begin < count;) {
-      const std::int64_t col = at.col + static_cast<std::int64_t>(begin);
-      const auto rest = static_cast<std::size_t>(kBlock - col % kBlock);
+      const std::int64_t here = col + static_cast<std::int64_t>(begin);
+      const auto rest = static_cast<std::size_t>(kBlock - here % kBlock);
       const std::size_t end = std::min(count, begin + rest);
-      function(col / kBlock, begin, end);
+      function(static_cast<std::size_t>(here / kBlock), begin, end);
       begin = end;
     }
   }
 
-  void find(std::int64_t expert, std::int64_t block_row, std::span<std::uint8_t> row) const {
+  /// The codes that stand in each block of a row of blocks.
+  std::vector<CodeSet> codes_of(std::int64_t expert, std::int64_t block_row) const {
     const std::int64_t half = block_row / scales_.half_rows;
     const std::int64_t first = block_row % scales_.half_rows * kBlock;
     const std::int64_t end = std::min(first + kBlock, codes_.half_rows);
-    std::vector<float> amax(row.size(), kSmallestAmax);
-    std::vector<std::byte> codes(static_cast<std::size_t>(codes_.cols));
+    std::vector<CodeSet> sets(static_cast<std::size_t>(scales_.cols), CodeSet{});
+    std::vector<std::byte> row(static_cast<std::size_t>(codes_.cols));
     for (std::int64_t r = first; r < end; ++r) {
-      const Place at{expert, half * codes_.half_rows + r, 0};
-      codes_.read(expert, at.row, 0, codes_.cols, codes.data());
-      for_each_block(at, codes.size(), [&](std::int64_t block, std::size_t from, std::size_t to) {
-        const float scale = scale_at(expert, block_row, block);
-        float& largest = amax[static_cast<std::size_t>(block)];
+      codes_.read(expert, half * codes_.half_rows + r, 0, codes_.cols, row.data());
+      for_each_block(0, row.size(), [&](std::size_t block, std::size_t from, std::size_t to) {
         for (std::size_t i = from; i < to; ++i) {
-          largest = nan_max(largest, std::fabs(dequantize(codes[i], scale)));
+          sets[block][std::to_integer<std::size_t>(row[i])] = true;
         }
       });
     }
-    for (std::size_t block = 0; block < row.size(); ++block) {
-      row[block] = exponent_byte(ceil_to_ue8m0(amax[block] / 448.0f));
+    return sets;
+  }
+
+  void find(std::int64_t expert, std::int64_t block_row, BlockRow& row) const {
+    const Encoder& to_e4m3 = encoder(Format::e4m3, EncodePolicy::torch);
+    const auto sets = codes_of(expert, block_row);
+    for (std::size_t block = 0; block < sets.size(); ++block) {
+      const float scale = scale_at(expert, block_row, block);
+      std::array<float, 256> values;
+      float amax = kSmallestAmax;
+      for (std::size_t code = 0; code < values.size(); ++code) {
+        values[code] = cast<Format::bf16>(decode_table(Format::e4m3)[code] * scale);
+        if (sets[block][code]) amax = nan_max(amax, std::fabs(values[code]));
+      }
+      const float new_scale = ceil_to_ue8m0(amax / 448.0f);
+      const float factor = 1.0f / new_scale;
+      CodeTable table;
+      for (std::size_t code = 0; code < table.size(); ++code) {
+        table[code] = static_cast<std::byte>(to_e4m3(values[code] * factor));
+      }
+      row.exponents.push_back(exponent_byte(new_scale));
+      row.codes.push_back(table);
     }
   }
 
   TensorStack codes_;
   TensorStack scales_;
   Format format_;
-  std::unique_ptr<std::once_flag[]> found_;
-  mutable std::vector<std::uint8_t> exponents_;
+  mutable std::vector<BlockRow> rows_;
 };
 
 class RequantizeCodes final : public Recoder {
@@ -309,8 +325,9 @@ class RequantizeScales final : public Recoder {
   int out_bits() const override { return 8; }
   void rewrite(const Place& at, std::span<const std::byte>,
                std::span<std::byte> out) const override {
-    const auto row = weight_->exponents(at.expert, at.row);
-    std::memcpy(out.data(), row.data() + at.col, out.size());
+    const auto& exponents = weight_->block_row(at.expert, at.row).exponents;
+    std::copy_n(exponents.begin() + at.col, out.size(),
+                reinterpret_cast<std::uint8_t*>(out.data()));
   }
 
  private:
