@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "io/json_file.hpp"
-#include "io/nearest_names.hpp"
+#include "quant/nearest_names.hpp"
 #include "quant/error.hpp"
 #include "quant/parallel.hpp"
 

@@ -42,7 +42,7 @@ const Family& find_family(const ModelConfig& config) {
     if (family->model_type == type) return *family;
   }
   fail(config.subject("model_type"), "is {}, needs one of: {}",
-       type.empty() ? std::string("absent") : "\"" + one_line(type) + "\"", fmt::join(known, ", "));
+       type.empty() ? "absent" : fmt::format("\"{}\"", one_line(type)), fmt::join(known, ", "));
 }
 
 /// "0, 3-60"

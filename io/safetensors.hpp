@@ -12,7 +12,7 @@
 
 #include "io/atomic_file.hpp"
 #include "io/mapped_file.hpp"
-#include "io/nearest_names.hpp"
+#include "quant/nearest_names.hpp"
 #include "quant/tensor.hpp"
 
 namespace moeref {

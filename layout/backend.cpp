@@ -6,8 +6,8 @@
 #include <array>
 #include <charconv>
 
-#include "layout/close_names.hpp"
 #include "quant/error.hpp"
+#include "quant/nearest_names.hpp"
 
 namespace moeref {
 namespace {
@@ -69,9 +69,10 @@ const Backend& find_backend(std::string_view name) {
   for (const Backend* backend : kBackends) {
     if (backend->name == name) return *backend;
   }
-  std::vector<std::string_view> names;
-  for (const Backend* backend : kBackends) names.push_back(backend->name);
-  fail(name, "is no backend; is it {}? `moeref layout list` shows all", close_names(name, names));
+  std::vector<std::string> names;
+  for (const Backend* backend : kBackends) names.emplace_back(backend->name);
+  fail(name, "is no backend; is it {}? `moeref layout list` shows all",
+       fmt::join(nearest_names(name, names), " or "));
 }
 
 Options parse_options(const Backend& backend, std::span<const std::string> texts) {

@@ -4,10 +4,10 @@
 #include <array>
 #include <charconv>
 
-#include "layout/close_names.hpp"
 #include "layout/step.hpp"
 #include "layout/tiles/families.hpp"
 #include "quant/error.hpp"
+#include "quant/nearest_names.hpp"
 
 namespace moeref {
 namespace {
@@ -169,10 +169,10 @@ std::vector<Step> parse_steps(std::string_view option, const std::string& text) 
     const auto found = std::find_if(known.begin(), known.end(),
                                     [&](const NamedStep& step) { return step.name == call.name; });
     if (found == known.end()) {
-      std::vector<std::string_view> names;
-      for (const NamedStep& step : known) names.push_back(step.name);
+      std::vector<std::string> names;
+      for (const NamedStep& step : known) names.emplace_back(step.name);
       fail(option, "'{}' is no step; is it {}? `moeref layout list --steps` shows all", call.name,
-           close_names(call.name, names));
+           fmt::join(nearest_names(call.name, names), " or "));
     }
     const auto wanted = found->parameters.empty() ? 0
                                                   : 1 + std::count(found->parameters.begin(),

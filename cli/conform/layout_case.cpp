@@ -15,6 +15,14 @@ Tensor run_steps(const GoldenCase& golden, std::string_view input, int element_b
   return made;
 }
 
+Tensor shaped_as(Tensor tensor, const GoldenCase& golden, std::string_view output) {
+  const TensorView* stored = golden.find_output(output);
+  if (stored != nullptr && stored->bytes.size() == tensor.bytes.size()) {
+    tensor.shape = stored->shape;
+  }
+  return tensor;
+}
+
 LayerTensors case_layer(const GoldenCase& golden, GateOrder order, std::string weight_format,
                         int code_bits) {
   LayerTensors layer;

@@ -16,6 +16,9 @@ namespace moeref::conform {
 Tensor run_steps(const GoldenCase& golden, std::string_view input, int element_bits,
                  const std::vector<Step>& steps, GateOrder order = GateOrder::separate);
 
+/// `tensor` with the shape of the stored output, if that has as many bytes.
+Tensor shaped_as(Tensor tensor, const GoldenCase& golden, std::string_view output);
+
 /// The inputs w13, w13_scale, w13_bias, w2, w2_scale, w2_bias (those present) as a logical layer.
 /// `order`: of the halves in the file; none = not gated. FP4 codes: `code_bits` 4. Scalars are
 /// absent; add them.

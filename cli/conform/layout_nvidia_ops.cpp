@@ -15,15 +15,6 @@ using Steps = std::vector<Step>;
 
 constexpr int kFp4Bits = 4;
 
-/// A tensor with the shape of the stored output, if it has as many bytes.
-Tensor shaped_as(Tensor tensor, const GoldenCase& golden, std::string_view output) {
-  const TensorView* stored = golden.find_output(output);
-  if (stored != nullptr && stored->bytes.size() == tensor.bytes.size()) {
-    tensor.shape = stored->shape;
-  }
-  return tensor;
-}
-
 /// in.`input` through the steps, as out.`output`.
 void put_steps(ComputedOutputs& outputs, const GoldenCase& golden, std::string_view input,
                std::string_view output, int bits, const Steps& steps,

@@ -86,14 +86,6 @@ OpResult prepare_mxfp4_gptoss(const GoldenCase& golden) {
                  case_layer(golden, GateOrder::interleaved, "mxfp4", 4));
 }
 
-/// A tensor with the shape of the stored output, if it has as many bytes.
-Tensor shaped_as(Tensor tensor, const GoldenCase& golden, std::string_view output) {
-  const TensorView* stored = golden.find_output(output);
-  if (stored != nullptr && stored->bytes.size() == tensor.bytes.size())
-    tensor.shape = stored->shape;
-  return tensor;
-}
-
 GateOrder input_order(bool halves) { return halves ? GateOrder::gate_up : GateOrder::separate; }
 
 /// Element size for moves of whole elements: wide ones go as 32-bit pieces.

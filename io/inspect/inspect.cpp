@@ -10,7 +10,7 @@
 #include <thread>
 #include <tuple>
 
-#include "io/nearest_names.hpp"
+#include "quant/nearest_names.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <memory>
 
 #include "layout/backends/aiter_parts.hpp"
 #include "layout/backends/scalars.hpp"
@@ -13,46 +12,6 @@ namespace moeref::backends {
 namespace {
 
 constexpr std::string_view kName = "aiter_fp8_tensor";
-
-/// Requantization that takes rows of the padded tensor for those of the unpadded one: rows below
-/// `unpadded` get gate's scale, the next `unpadded` up's, the rest keeps its codes.
-class UnpaddedOffsets final : public Recoder {
- public:
-  UnpaddedOffsets(std::shared_ptr<const Recoder> requantize, std::int64_t loaded,
-                  std::int64_t padded, std::int64_t unpadded)
-      : requantize_(std::move(requantize)), loaded_(loaded), padded_(padded), unpadded_(unpadded) {}
-  std::string name() const override { return "max_requantize_unpadded_offset"; }
-  int in_bits() const override { return 8; }
-  int out_bits() const override { return 8; }
-  void rewrite(const Place& at, std::span<const std::byte> in,
-               std::span<std::byte> out) const override {
-    const std::int64_t padded_row = at.row / loaded_ * padded_ + at.row % loaded_;
-    const std::int64_t half = padded_row / unpadded_;
-    if (half > 1) {
-      std::copy(in.begin(), in.end(), out.begin());
-      return;
-    }
-    requantize_->rewrite({at.expert, half * loaded_, at.col}, in, out);
-  }
-
- private:
-  std::shared_ptr<const Recoder> requantize_;
-  std::int64_t loaded_;  // rows of a half that the rank has
-  std::int64_t padded_;
-  std::int64_t unpadded_;
-};
-
-Recode unpadded_offsets(Recode requantize, const LayerShape& shape, std::int64_t padded) {
-  const std::int64_t unpadded = ceil_div(shape.full_intermediate, shape.tp_size);
-  const auto make = requantize.make;
-  requantize.name = "max_requantize_unpadded_offset";
-  requantize.summary = "upstream: rows of the padded halves counted without padding";
-  requantize.make = [=](const LayerTensors& layer) -> std::shared_ptr<const Recoder> {
-    const std::int64_t loaded = std::max<std::int64_t>(layer.shape.intermediate, 1);
-    return std::make_shared<const UnpaddedOffsets>(make(layer), loaded, padded, unpadded);
-  };
-  return requantize;
-}
 
 /// `scales` as the device reads them.
 std::vector<float> on_device(std::vector<float> scales, bool fnuz) {
@@ -105,7 +64,8 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
       fail(kName, "requantize=unpadded_offset_upstream has a gate and an up half; {} is not gated",
            shape.model);
     }
-    requantize = unpadded_offsets(std::move(requantize), shape, padded);
+    requantize = recode::misplaced(std::move(requantize), padded,
+                                   ceil_div(shape.full_intermediate, shape.tp_size));
   }
   const Steps codes = aiter::device_codes(options);
   Recipe recipe;

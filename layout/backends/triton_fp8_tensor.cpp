@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <memory>
 
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/triton_parts.hpp"
@@ -10,47 +9,14 @@ namespace {
 
 constexpr std::string_view kName = "triton_fp8_tensor";
 
-/// The requantization with the rank's own size as the offset of the second shard, although the
-/// halves lie `stride` rows apart: a row takes the scale of the shard that its place falls into,
-/// and keeps its code past the second. Source: sglang@02d5e1b5edc2
-/// compressed_tensors_w8a8_fp8_moe.py process_weights_after_loading
-class MisplacedRequantizer final : public Recoder {
- public:
-  MisplacedRequantizer(std::shared_ptr<const Recoder> by_half, std::int64_t half_rows,
-                       std::int64_t stride, std::int64_t shard)
-      : by_half_(std::move(by_half)), half_rows_(half_rows), stride_(stride), shard_(shard) {}
-  std::string name() const override { return "max_requantize_w13_ct"; }
-  int in_bits() const override { return 8; }
-  int out_bits() const override { return 8; }
-  void rewrite(const Place& at, std::span<const std::byte> in,
-               std::span<std::byte> out) const override {
-    const std::int64_t place = at.row / half_rows_ * stride_ + at.row % half_rows_;
-    const std::int64_t shard = place / shard_;
-    if (shard < 2) {
-      by_half_->rewrite({at.expert, shard * half_rows_, at.col}, in, out);
-    } else {
-      std::copy(in.begin(), in.end(), out.begin());
-    }
-  }
-
- private:
-  std::shared_ptr<const Recoder> by_half_;
-  std::int64_t half_rows_;
-  std::int64_t stride_;
-  std::int64_t shard_;
-};
-
 bool is_ct(const Options& options) { return options.is("requantize", "ct_upstream"); }
 
-Step misplaced_requantization(const LayerShape& shape, bool fnuz) {
-  Recode recode = recode::max_requantize_w13(fnuz);
-  recode.name = "max_requantize_w13_ct";
-  recode.make = [by_half = recode.make, shape](const LayerTensors& layer) {
-    return std::make_shared<const MisplacedRequantizer>(by_half(layer),
-                                                        layer.at(Slot::w13).half_rows, shape.stride,
-                                                        shape.full_intermediate / shape.tp_size);
-  };
-  return recode;
+/// The rank's own size is the offset of the second shard. Source: sglang@02d5e1b5edc2
+/// compressed_tensors_w8a8_fp8_moe.py process_weights_after_loading
+Step requantization(const LayerShape& shape, const Options& options) {
+  const Recode requantize = recode::max_requantize_w13(is_fnuz(options));
+  if (!is_ct(options)) return requantize;
+  return recode::misplaced(requantize, shape.stride, shape.full_intermediate / shape.tp_size);
 }
 
 /// compressed-tensors allocates by aiter's rule on every platform.
@@ -90,14 +56,12 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   }
   const std::int64_t rows = is_ct(options) ? round_up(shape.stride, 128) : shape.intermediate;
   const bool pads = rows != shape.intermediate;
-  const Step requantize = is_ct(options) ? misplaced_requantization(shape, is_fnuz(options))
-                                         : Step{recode::max_requantize_w13(is_fnuz(options))};
   const Steps half_rows = pads ? Steps{PadHalves{.to = rows}} : Steps{};
   const Steps w2_cols = pads ? Steps{PadCols{.to = rows}} : Steps{};
   const Steps fnuz = fnuz_codes(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, fnuz + Steps{requantize} + half_rows,
+      tensor("w13", Slot::w13, fnuz + Steps{requantization(shape, options)} + half_rows,
              stepped_over_columns(options, shape.hidden)),
       tensor("w2", Slot::w2, fnuz + w2_cols, stepped_over_columns(options, rows)),
   };

@@ -50,6 +50,32 @@ class MaxRequantizer final : public Recoder {
   std::int64_t half_rows_;
 };
 
+class MisplacedRequantizer final : public Recoder {
+ public:
+  MisplacedRequantizer(std::shared_ptr<const Recoder> by_half, std::int64_t half_rows,
+                       std::int64_t padded, std::int64_t unpadded)
+      : by_half_(std::move(by_half)), half_rows_(half_rows), padded_(padded), unpadded_(unpadded) {}
+  std::string name() const override { return "misplaced_" + by_half_->name(); }
+  int in_bits() const override { return by_half_->in_bits(); }
+  int out_bits() const override { return by_half_->out_bits(); }
+  void rewrite(const Place& at, std::span<const std::byte> in,
+               std::span<std::byte> out) const override {
+    const std::int64_t place = at.row / half_rows_ * padded_ + at.row % half_rows_;
+    const std::int64_t half = place / unpadded_;
+    if (half < 2) {
+      by_half_->rewrite({at.expert, half * half_rows_, at.col}, in, out);
+    } else {
+      std::copy(in.begin(), in.end(), out.begin());
+    }
+  }
+
+ private:
+  std::shared_ptr<const Recoder> by_half_;
+  std::int64_t half_rows_;  ///< that the rank has
+  std::int64_t padded_;
+  std::int64_t unpadded_;
+};
+
 std::shared_ptr<const Recoder> make_requantizer(const LayerTensors& layer, bool fnuz,
                                                 TorchDevice device) {
   const std::vector<float> common = max_scale(layer.scalars, layer.shape);
@@ -75,6 +101,17 @@ Recode max_requantize_w13(bool fnuz, TorchDevice device) {
           .make = [fnuz, device](const LayerTensors& layer) {
             return make_requantizer(layer, fnuz, device);
           }};
+}
+
+Recode misplaced(Recode requantize, std::int64_t padded, std::int64_t unpadded) {
+  requantize.name = "misplaced_" + requantize.name;
+  requantize.summary += "; upstream: rows of padded halves counted without their padding";
+  requantize.make = [by_half = requantize.make, padded, unpadded](const LayerTensors& layer) {
+    const std::int64_t half_rows = std::max<std::int64_t>(layer.at(Slot::w13).half_rows, 1);
+    return std::make_shared<const MisplacedRequantizer>(by_half(layer), half_rows, padded,
+                                                        unpadded);
+  };
+  return requantize;
 }
 
 std::vector<float> max_scale(const ExpertScalars& scalars, const LayerShape& shape) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "layout/step.hpp"
@@ -16,6 +17,10 @@ namespace moeref::recode {
 /// Source: sglang modelopt_quant.py process_weights_after_loading, quantization/utils.py
 /// per_tensor_dequantize, sgl-kernel per_tensor_quant_fp8.cu
 Recode max_requantize_w13(bool fnuz = false, TorchDevice device = TorchDevice::cuda);
+/// The upstream defect of padded halves: `requantize` (of w13, gated) as if half h began at row
+/// h * `unpadded`, although the halves lie `padded` rows apart. A row takes the table of the half
+/// that its place falls into; past the second it keeps its codes.
+Recode misplaced(Recode requantize, std::int64_t padded, std::int64_t unpadded);
 /// s of each expert, of the stored scales. Error: a layer without per-tensor scales.
 std::vector<float> max_scale(const ExpertScalars& scalars, const LayerShape& shape);
 

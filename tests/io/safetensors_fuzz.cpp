@@ -21,7 +21,7 @@
 #include <string_view>
 #include <vector>
 
-#include "io/nearest_names.hpp"
+#include "quant/nearest_names.hpp"
 #include "io/safetensors.hpp"
 #include "io/safetensors_header.hpp"
 #include "io/utf8.hpp"

@@ -1,4 +1,4 @@
-#include "io/nearest_names.hpp"
+#include "quant/nearest_names.hpp"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
