@@ -122,6 +122,15 @@ std::int64_t GoldenCase::integer_param(std::string_view name) const {
   return found->get<std::int64_t>();
 }
 
+std::int64_t GoldenCase::positive_param(std::string_view name) const {
+  const std::int64_t value = integer_param(name);
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+  if (value < 1 || value > kMost) {
+    fail(path.string(), "params.{} is {}, needs a number from 1 to 2^31", name, value);
+  }
+  return value;
+}
+
 std::string GoldenCase::subject(std::string_view tensor) const {
   return fmt::format("{}: {}", path.string(), tensor);
 }

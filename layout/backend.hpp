@@ -93,9 +93,10 @@ struct KernelReading {
 /// What a backend does with the weights of one layer.
 struct Recipe {
   std::vector<TensorRecipe> tensors;
-  std::vector<ScalarRecipe> scalars;
+  std::vector<ScalarRecipe> scalars = {};
   KernelReading kernel;
-  std::vector<std::string> notes;  ///< facts for the user: "gate's global scale also serves up"
+  std::vector<std::string> notes =
+      {};  ///< facts for the user: "gate's global scale also serves up"
 };
 
 /// A size that must be a multiple, checked before anything else.
@@ -113,8 +114,8 @@ struct Backend {
   std::string_view family;
   std::string_view summary;               ///< one line
   std::vector<std::string_view> formats;  ///< weight formats it takes
-  std::vector<OptionInfo> options;
-  std::vector<AlignmentRule> rules;
+  std::vector<OptionInfo> options = {};
+  std::vector<AlignmentRule> rules = {};
   /// How a tensor-parallel rank's part is cut; null = LoaderKind::even.
   Loader (*loader)(const LayerShape& whole, const Options& options) = nullptr;
   /// The steps for a loaded shape that fits `formats` and `rules`. Error: conditions that rules

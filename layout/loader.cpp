@@ -12,19 +12,18 @@ LoadedRange loaded_range(const Loader& loader, std::int64_t intermediate, std::i
   if (ranks < 1 || rank < 0 || rank >= ranks) {
     fail("--tp", "rank {}/{} does not exist; give R/N with N >= 1 and 0 <= R < N", rank, ranks);
   }
-  std::int64_t stride = 0;
+  if (intermediate % ranks != 0) {
+    fail("--tp",
+         "the intermediate size is {}, which {} ranks do not divide; choose a divisor "
+         "of {}",
+         intermediate, ranks, intermediate);
+  }
+  std::int64_t stride = intermediate / ranks;
   switch (loader.kind) {
     case LoaderKind::even:
-      if (intermediate % ranks != 0) {
-        fail("--tp",
-             "the intermediate size is {}, which {} ranks do not divide; choose a divisor "
-             "of {}",
-             intermediate, ranks, intermediate);
-      }
-      stride = intermediate / ranks;
       break;
     case LoaderKind::padded:
-      stride = ceil_div(ceil_div(intermediate, ranks), loader.multiple) * loader.multiple;
+      stride = ceil_div(stride, loader.multiple) * loader.multiple;
       break;
     case LoaderKind::blocks:
       if (intermediate % loader.multiple != 0) {

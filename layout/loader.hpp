@@ -6,8 +6,9 @@
 namespace moeref {
 
 /// How tensor-parallel ranks cut the rows of each half of w13 and the columns of w2.
+/// Which rows of a half rank r of T gets. Error, of every kind: T does not divide I.
 enum class LoaderKind : std::uint8_t {
-  even,    ///< I / T rows each. Error: T does not divide I
+  even,    ///< I / T rows each
   padded,  ///< rank r takes rows [r P, min((r + 1) P, I)), P = I / T rounded up to `multiple`; it
            ///< may get fewer, or none
   blocks,  ///< I / multiple blocks, ceil(blocks / T) for each rank until none are left (GPT-OSS:

@@ -6,7 +6,11 @@ namespace moeref::conform {
 
 Tensor run_steps(const GoldenCase& golden, std::string_view input, int element_bits,
                  const std::vector<Step>& steps, GateOrder order) {
-  const TensorView& view = golden.input(input);
+  return run_steps(golden, golden.input(input), element_bits, steps, order);
+}
+
+Tensor run_steps(const GoldenCase& golden, const TensorView& view, int element_bits,
+                 const std::vector<Step>& steps, GateOrder order) {
   const TensorStack stack = dense_stack(view, order, element_bits);
   const Plan plan = make_plan(golden.subject(view.name), stack, steps, nullptr);
   Tensor made{view.name, plan.dtype, plan.shape, {}};
@@ -23,6 +27,21 @@ Tensor shaped_as(Tensor tensor, const GoldenCase& golden, std::string_view outpu
   return tensor;
 }
 
+namespace {
+
+/// Scales may lie flat, [experts, rows * columns]: then with the rows of their weight.
+Shape scale_shape(const GoldenCase& golden, Slot scale) {
+  const Slot weight = scale == Slot::w13_scale ? Slot::w13 : Slot::w2;
+  const Shape& shape = golden.input(name(scale)).shape;
+  const TensorView* codes = golden.find_input(name(weight));
+  if (shape.size() != 2 || codes == nullptr || codes->shape.size() != 3) return shape;
+  const std::int64_t rows = codes->shape[1];
+  if (rows == 0 || shape[1] % rows != 0) return shape;
+  return {shape[0], rows, shape[1] / rows};
+}
+
+}  // namespace
+
 LayerTensors case_layer(const GoldenCase& golden, GateOrder order, std::string weight_format,
                         int code_bits) {
   LayerTensors layer;
@@ -34,19 +53,41 @@ LayerTensors case_layer(const GoldenCase& golden, GateOrder order, std::string w
     const bool codes = slot == Slot::w13 || slot == Slot::w2;
     const bool halved = slot == Slot::w13 || slot == Slot::w13_scale || slot == Slot::w13_bias;
     const bool bias = slot == Slot::w13_bias || slot == Slot::w2_bias;
-    TensorView column = *view;
-    if (bias) column.shape.push_back(1);
+    TensorView shaped = *view;
+    if (bias) shaped.shape.push_back(1);
+    if (!codes && !bias) shaped.shape = scale_shape(golden, slot);
     layer.stacks[static_cast<std::size_t>(i)] = dense_stack(
-        column, halved ? order : GateOrder::none, codes ? code_bits : info(view->dtype).bits);
+        shaped, halved ? order : GateOrder::none, codes ? code_bits : info(view->dtype).bits);
   }
   const TensorStack& w13 = layer.at(Slot::w13);
   const TensorStack& w2 = layer.at(Slot::w2);
-  const auto set_blocks = [&layer](Slot scale, const TensorStack& weight) {
+  const auto need_experts = [&](Slot slot, const TensorStack& weight) {
+    const TensorStack* stack = layer.find(slot);
+    if (stack == nullptr || stack->experts == weight.experts) return;
+    fail(golden.subject(stack->name), "has {} experts; its weight has {}", stack->experts,
+         weight.experts);
+  };
+  const auto set_blocks = [&](Slot scale, const TensorStack& weight) {
     auto& stack = layer.stacks[static_cast<std::size_t>(scale)];
     if (!stack) return;
+    need_experts(scale, weight);
+    if (stack->half_rows < 1 || stack->cols < 1 || stack->half_rows > weight.half_rows ||
+        stack->cols > weight.cols) {
+      fail(golden.subject(stack->name), "has {} rows and {} columns of scales for {} x {} weights",
+           stack->rows(), stack->cols, weight.rows(), weight.cols);
+    }
     stack->block_rows = ceil_div(weight.half_rows, stack->half_rows);
     stack->block_cols = ceil_div(weight.cols, stack->cols);
   };
+  const auto need_bias = [&](Slot bias, const TensorStack& weight) {
+    need_experts(bias, weight);
+    const TensorStack* stack = layer.find(bias);
+    if (stack == nullptr || stack->rows() == weight.rows()) return;
+    fail(golden.subject(stack->name), "has {} rows; its weight has {}", stack->rows(),
+         weight.rows());
+  };
+  need_bias(Slot::w13_bias, w13);
+  need_bias(Slot::w2_bias, w2);
   set_blocks(Slot::w13_scale, w13);
   set_blocks(Slot::w2_scale, w2);
   LayerShape& shape = layer.shape;

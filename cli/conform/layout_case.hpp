@@ -16,6 +16,9 @@ namespace moeref::conform {
 Tensor run_steps(const GoldenCase& golden, std::string_view input, int element_bits,
                  const std::vector<Step>& steps, GateOrder order = GateOrder::separate);
 
+Tensor run_steps(const GoldenCase& golden, const TensorView& view, int element_bits,
+                 const std::vector<Step>& steps, GateOrder order = GateOrder::separate);
+
 /// `tensor` with the shape of the stored output, if that has as many bytes.
 Tensor shaped_as(Tensor tensor, const GoldenCase& golden, std::string_view output);
 

@@ -59,7 +59,7 @@ std::vector<std::int32_t> source_map(const IndexMap& map) {
 OpResult block_layout(const GoldenCase& golden) {
   const TensorView& x = golden.input("x");
   const std::int64_t pieces = std::max(info(x.dtype).bits / 32, 1);
-  const Steps steps{Tile{tiles::block_major_k(golden.integer_param("blockK") * pieces)}};
+  const Steps steps{Tile{tiles::block_major_k(golden.positive_param("blockK") * pieces)}};
   ComputedOutputs outputs;
   put_steps(outputs, golden, "x", "y", moved_bits(x), steps);
   return {outputs, {}};
@@ -70,7 +70,17 @@ OpResult swap_halves(const GoldenCase& golden) {
   const auto put = [&](std::string_view input, std::string_view output, const Step& step) {
     const TensorView* view = golden.find_input(input);
     if (view == nullptr) return;
-    put_steps(outputs, golden, input, output, moved_bits(*view), {step}, GateOrder::gate_up);
+    TensorView matrices = *view;  // the last two dimensions; pairs also run across experts
+    while (matrices.shape.size() > 3) {
+      matrices.shape[1] *= matrices.shape[0];
+      matrices.shape.erase(matrices.shape.begin());
+    }
+    const bool odd = matrices.shape.size() == 3 && matrices.shape[1] % 2 != 0;
+    if (odd && std::holds_alternative<SwapPairs>(step)) {
+      matrices.shape = {matrices.shape[0] * matrices.shape[1], matrices.shape[2]};
+    }
+    Tensor made = run_steps(golden, matrices, moved_bits(*view), {step}, GateOrder::gate_up);
+    outputs.emplace(output, shaped_as(std::move(made), golden, output));
   };
   put("w", "swapped", SwapHalves{});
   put("w", "pairs", SwapPairs{});
@@ -95,7 +105,9 @@ OpResult interleave_halves(const GoldenCase& golden) {
   const Shape shape = view.shape;
   view.shape = {product(view.shape.begin(), at), *at, product(at + 1, view.shape.end())};
   const TensorStack stack = dense_stack(view, GateOrder::gate_up, moved_bits(view));
-  const Steps steps{InterleaveHalves{golden.integer_param("group_size")}};
+  constexpr std::int64_t kDefaultGroup = 64;
+  const Steps steps{InterleaveHalves{
+      golden.params.contains("group_size") ? golden.positive_param("group_size") : kDefaultGroup}};
   const Plan plan = make_plan(golden.subject(view.name), stack, steps, nullptr);
   Tensor made{view.name, view.dtype, shape, {}};
   made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
@@ -139,10 +151,11 @@ OpResult swizzle_8x4(const GoldenCase& golden) {
   return {outputs, {}};
 }
 
-/// A strided view of `bytes` copied to C order; elements of one byte.
+/// A strided view of `bytes` copied to C order. Strides count elements.
 Tensor contiguous(std::string name, DType dtype, std::span<const std::byte> bytes,
                   const Shape& shape, const std::vector<std::int64_t>& strides) {
   Tensor dense{std::move(name), dtype, shape, {}};
+  const auto size = static_cast<std::size_t>(info(dtype).bits / 8);
   for (std::int64_t i = 0; i < element_count(shape); ++i) {
     std::int64_t rest = i;
     std::int64_t place = 0;
@@ -150,7 +163,8 @@ Tensor contiguous(std::string name, DType dtype, std::span<const std::byte> byte
       place += rest % shape[d] * strides[d];
       rest /= shape[d];
     }
-    dense.bytes.push_back(bytes[static_cast<std::size_t>(place)]);
+    const auto piece = bytes.subspan(static_cast<std::size_t>(place) * size, size);
+    dense.bytes.insert(dense.bytes.end(), piece.begin(), piece.end());
   }
   return dense;
 }
@@ -169,12 +183,12 @@ void check_list(OpResult& result, const GoldenCase& golden, const std::string& p
 /// in.swizzled: the operand; in.linear, where it came from, must give it.
 OpResult mma_view(const GoldenCase& golden) {
   const TensorView& swizzled = golden.input("swizzled");
-  const std::int64_t vector = golden.integer_param("sf_vec_size");
+  const std::int64_t vector = golden.positive_param("sf_vec_size");
   TensorStack stack;
   stack.name = golden.subject("in.linear");
-  stack.experts = golden.integer_param("num_groups");
-  stack.half_rows = golden.integer_param("m");
-  stack.cols = ceil_div(golden.integer_param("k"), vector);
+  stack.experts = golden.positive_param("num_groups");
+  stack.half_rows = golden.positive_param("m");
+  stack.cols = ceil_div(golden.positive_param("k"), vector);
   const Steps steps{Tile{tiles::swizzle_128x4_mma_view()}};
   const Plan plan = make_plan(stack.name, stack, steps, nullptr);
   if (swizzled.size() != element_count(plan.shape)) {
@@ -191,7 +205,7 @@ OpResult mma_view(const GoldenCase& golden) {
   check_list(result, golden, "shape", plan.shape);
   check_list(result, golden, "strides", plan.strides);
   if (golden.find_input("linear") != nullptr) {
-    const Tensor made = run_steps(golden, "linear", 8, steps);
+    const Tensor made = run_steps(golden, "linear", moved_bits(swizzled), steps);
     result.statements.push_back(statement("in.swizzled", "equal",
                                           std::equal(made.bytes.begin(), made.bytes.end(),
                                                      swizzled.bytes.begin(), swizzled.bytes.end()),
@@ -288,7 +302,7 @@ OpResult interleave_weights_v1(const GoldenCase& golden) {
 
 std::int64_t group_size(const GoldenCase& golden) {
   constexpr std::int64_t kMxBlock = 32;
-  return golden.params.contains("group_size") ? golden.integer_param("group_size") : kMxBlock;
+  return golden.params.contains("group_size") ? golden.positive_param("group_size") : kMxBlock;
 }
 
 OpResult fold_scales(const GoldenCase& golden) {
@@ -331,7 +345,12 @@ OpResult humming(const GoldenCase& golden) {
   layer.stacks[static_cast<std::size_t>(Slot::w13_scale)] = std::move(scales);
   recode::HummingRange range;
   if (golden.params.contains("max_range")) {
-    range.max_range = static_cast<int>(golden.integer_param("max_range"));
+    const std::int64_t most = golden.integer_param("max_range");
+    if (most < 0 || most > 255) {
+      fail(golden.path.string(), "params.max_range is {}, needs a number of exponents, 0 to 255",
+           most);
+    }
+    range.max_range = static_cast<int>(most);
   }
   ComputedOutputs outputs;
   const auto put = [&](std::string_view output, Slot slot, const Steps& steps) {
@@ -348,7 +367,7 @@ OpResult humming(const GoldenCase& golden) {
   put("weight", Slot::w13, {rewrite});
   put("offset", Slot::w13_scale, {offsets});
   put("delta", Slot::w13_scale, {recode::humming_deltas(Slot::w13_scale, range)});
-  if (golden.find_output("weight_il") != nullptr) {
+  if (golden.find_output("weight_il") != nullptr || golden.find_output("offset_il") != nullptr) {
     put("weight_il", Slot::w13, {rewrite, order, tiles::sm90_bits_fp4_fp8()});
     put("offset_il", Slot::w13_scale, {offsets, Tile{tiles::sm90_folded_scales(kMxBlock, 8)}});
   }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <map>
 
 #include "cli/conform/layout_case.hpp"
 #include "layout/tiles/nvidia.hpp"
@@ -52,7 +53,14 @@ OpResult prepare(const GoldenCase& golden, std::string_view backend,
          golden.integer_param("epilogue_tile_m"), backend, epilogue_tile);
   }
   set_unit_factors(layer);
-  return {run_backend(backend, options, std::move(layer)), {}};
+  ComputedOutputs outputs = run_backend(backend, options, std::move(layer));
+  for (auto& [name, output] : outputs) {
+    const TensorView* input = golden.find_input(name);
+    Tensor* tensor = std::get_if<Tensor>(&output);
+    if (tensor == nullptr || input == nullptr || input->shape.size() != 2) continue;
+    *tensor = shaped_as(std::move(*tensor), golden, name);  // flat scales: [experts, rows * cols]
+  }
+  return {std::move(outputs), {}};
 }
 
 OpResult prepare_nvfp4(const GoldenCase& golden) {
@@ -134,7 +142,7 @@ std::vector<std::int64_t> row_sources(const GoldenCase& golden, std::int64_t row
 }
 
 OpResult row_permutations(const GoldenCase& golden) {
-  const std::int64_t rows = golden.integer_param("M");
+  const std::int64_t rows = golden.positive_param("M");
   const ShuffleRows shuffle{golden.integer_param("epilogue_tile_m")};
   const Steps alternate_and_shuffle{InterleaveHalves{1}, shuffle};
   ComputedOutputs outputs;
@@ -215,15 +223,36 @@ OpResult shuffle_matrix_sf_a(const GoldenCase& golden) {
   return {outputs, {}};
 }
 
-/// Each of the four tensors through its steps, sizes counted in weight rows and columns.
-OpResult pad_tensors(const GoldenCase& golden, const LayerTensors& layer, const Steps& w13,
-                     const Steps& w2) {
+/// A layer whose scales are tensors of their own: steps count their rows and columns.
+struct PaddedLayer {
+  LayerTensors layer;
+  std::int64_t halves;
+  std::int64_t alignment;
+
+  explicit PaddedLayer(const GoldenCase& golden)
+      : layer(case_layer(golden, is_gated(golden, 4) ? GateOrder::gate_up : GateOrder::none,
+                         "nvfp4", 4)),
+        halves(layer.shape.halves()),
+        alignment(golden.positive_param("min_alignment")) {
+    for (const Slot scale : {Slot::w13_scale, Slot::w2_scale}) {
+      auto& stack = layer.stacks[static_cast<std::size_t>(scale)];
+      if (stack) stack->block_rows = stack->block_cols = 1;
+    }
+  }
+
+  std::int64_t aligned(std::int64_t size) const { return ceil_div(size, alignment) * alignment; }
+};
+
+/// Each tensor through its steps; those that are not named stay.
+OpResult pad_tensors(const GoldenCase& golden, const LayerTensors& layer,
+                     const std::map<Slot, Steps>& steps) {
   ComputedOutputs outputs;
   for (const Slot slot : {Slot::w13, Slot::w13_scale, Slot::w2, Slot::w2_scale}) {
     const TensorStack* stack = layer.find(slot);
     if (stack == nullptr) continue;
-    const bool first = slot == Slot::w13 || slot == Slot::w13_scale;
-    const Plan plan = make_plan(golden.subject(stack->name), *stack, first ? w13 : w2, nullptr);
+    const auto found = steps.find(slot);
+    const Plan plan = make_plan(golden.subject(stack->name), *stack,
+                                found == steps.end() ? Steps{} : found->second, nullptr);
     Tensor made{std::string(name(slot)), plan.dtype, plan.shape, {}};
     made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
     apply(plan.map, *stack, plan.recoders, made.bytes, 1);
@@ -232,22 +261,33 @@ OpResult pad_tensors(const GoldenCase& golden, const LayerTensors& layer, const 
   return {outputs, {}};
 }
 
-/// Pads w13 as a whole, as the original does, gated or not.
+/// Pads w13 as a whole, as the original does, gated or not. A size that is aligned is left alone,
+/// else scale columns become size / 16, rounded down.
+/// Source: vllm@00af4049 flashinfer_utils.py align_fp4_moe_weights_for_fi
 OpResult align_fp4_moe_weights(const GoldenCase& golden) {
-  const GateOrder order = is_gated(golden, 4) ? GateOrder::gate_up : GateOrder::none;
-  const LayerTensors layer = case_layer(golden, order, "nvfp4", 4);
-  const std::int64_t alignment = golden.integer_param("min_alignment");
-  const std::int64_t padded = ceil_div(layer.shape.intermediate, alignment) * alignment;
-  return pad_tensors(golden, layer, {PadRows{.to = padded * layer.shape.halves()}},
-                     {PadCols{.to = padded}});
+  constexpr std::int64_t kScaleBlock = 16;
+  const PaddedLayer padded(golden);
+  const std::int64_t to = padded.aligned(padded.layer.shape.intermediate);
+  if (to == padded.layer.shape.intermediate) return pad_tensors(golden, padded.layer, {});
+  const Steps rows{PadRows{.to = to * padded.halves}};
+  return pad_tensors(golden, padded.layer,
+                     {{Slot::w13, rows},
+                      {Slot::w13_scale, rows},
+                      {Slot::w2, {PadCols{.to = to}}},
+                      {Slot::w2_scale, {PadCols{.to = to / kScaleBlock}}}});
 }
 
 OpResult align_fp4_hidden(const GoldenCase& golden) {
-  const GateOrder order = is_gated(golden, 4) ? GateOrder::gate_up : GateOrder::none;
-  const LayerTensors layer = case_layer(golden, order, "nvfp4", 4);
-  const std::int64_t alignment = golden.integer_param("min_alignment");
-  const std::int64_t padded = ceil_div(layer.shape.hidden, alignment) * alignment;
-  return pad_tensors(golden, layer, {PadCols{.to = padded}}, {PadRows{.to = padded}});
+  constexpr std::int64_t kScaleBlock = 16;
+  const PaddedLayer padded(golden);
+  const std::int64_t to = padded.aligned(padded.layer.shape.hidden);
+  if (to == padded.layer.shape.hidden) return pad_tensors(golden, padded.layer, {});
+  const Steps rows{PadRows{.to = to}};
+  return pad_tensors(golden, padded.layer,
+                     {{Slot::w13, {PadCols{.to = to}}},
+                      {Slot::w13_scale, {PadCols{.to = to / kScaleBlock}}},
+                      {Slot::w2, rows},
+                      {Slot::w2_scale, rows}});
 }
 
 constexpr std::array kOperations{

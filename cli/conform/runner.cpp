@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
@@ -126,6 +127,8 @@ CaseResult run_case(const GoldenCase& golden) {
     }
   } catch (const Error& error) {
     result.error = error.what();
+  } catch (const std::exception& fault) {  // one case must not hide the others
+    result.error = fmt::format("{}: internal fault: {}", golden.path.string(), fault.what());
   }
   const bool passed =
       result.error.empty() && std::all_of(result.findings.begin(), result.findings.end(),

@@ -24,11 +24,10 @@ Padding pad_scale_tiles(const LayerShape& shape, Halves halves) {
 
 void add_biases(Recipe& recipe, const LayerShape& shape, const Padding& padding) {
   if (!shape.bias) return;
-  const auto bf16 = [](Slot slot) { return Steps{recode::cast_floats(slot, DType::bf16)}; };
-  recipe.tensors.push_back(
-      tensor("w13_bias", Slot::w13_bias, bf16(Slot::w13_bias) + padding.w13_rows, {}));
-  recipe.tensors.push_back(
-      tensor("w2_bias", Slot::w2_bias, bf16(Slot::w2_bias) + padding.w2_rows, {}));
+  // w2's bias stays as it came. Source: vllm@001eda31 oracle/mxfp4.py
+  const Steps bf16{recode::cast_floats(Slot::w13_bias, DType::bf16)};
+  recipe.tensors.push_back(tensor("w13_bias", Slot::w13_bias, bf16 + padding.w13_rows, {}));
+  recipe.tensors.push_back(tensor("w2_bias", Slot::w2_bias, padding.w2_rows, {}));
 }
 
 KernelReading reading(const LayerShape& shape, const Padding& padding, Format codes,

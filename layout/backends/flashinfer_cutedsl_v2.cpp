@@ -50,7 +50,8 @@ std::vector<ScalarRecipe> scalars() {
 Recipe recipe(const LayerShape& shape, const Options&) {
   refuse_biases(shape, kName);
   const cutlass::Padding padding =
-      cutlass::pad_to(shape.stride, shape.hidden, cutlass::Halves::swapped);
+      shape.gated ? cutlass::pad_to(shape.stride, shape.hidden, cutlass::Halves::swapped)
+                  : cutlass::pad_scale_tiles(shape, cutlass::Halves::swapped);
   const Steps interleave{InterleaveHalves{kInterleave}};
   const Steps swizzle{Tile{tiles::swizzle_128x4_mma_view()}};
   Recipe recipe;
@@ -81,7 +82,9 @@ const Backend flashinfer_cutedsl_v2{
     .formats = {"nvfp4", "nvfp4_ct"},
     .options = {},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 16"},
-              {"intermediate", kInterleave, "", "up and gate alternate in blocks of 64 rows"}},
+              {"intermediate", kInterleave, "gated", "up and gate alternate in blocks of 64 rows"},
+              {"intermediate", kBlock, "not gated",
+               "weights and scales are padded alike only from whole scale blocks"}},
     .recipe = recipe,
 };
 

@@ -1,6 +1,7 @@
 #include "layout/backends/cutlass_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
+#include "layout/recode/clamp_scales.hpp"
 #include "layout/recode/float_cast.hpp"
 
 namespace moeref::backends {
@@ -8,18 +9,21 @@ namespace {
 
 constexpr std::int64_t kBlock = 128;
 
-Recipe recipe(const LayerShape& shape, const Options&) {
+Recipe recipe(const LayerShape& shape, const Options& options) {
   const cutlass::Padding padding =
       cutlass::pad_to(shape.stride, shape.hidden, cutlass::Halves::swapped);
-  const auto widened = [is_f32 = shape.scale_dtype == DType::f32](Slot slot) {
-    return is_f32 ? Steps{} : Steps{recode::cast_floats(slot, DType::f32)};
+  const bool is_f32 = shape.scale_dtype == DType::f32;
+  const Steps clamped = options.is("clamp_scales", "on") ? Steps{recode::clamp_scales()} : Steps{};
+  const auto scales = [&](Slot slot) {
+    const Steps widened = is_f32 ? Steps{} : Steps{recode::cast_floats(slot, DType::f32)};
+    return widened + clamped;
   };
   Recipe recipe;
   recipe.tensors = {
       tensor("w13", Slot::w13, padding.w13, {}),
-      tensor("w13_scale", Slot::w13_scale, widened(Slot::w13_scale) + padding.w13, {}),
+      tensor("w13_scale", Slot::w13_scale, scales(Slot::w13_scale) + padding.w13, {}),
       tensor("w2", Slot::w2, padding.w2, {}),
-      tensor("w2_scale", Slot::w2_scale, widened(Slot::w2_scale) + padding.w2, {}),
+      tensor("w2_scale", Slot::w2_scale, scales(Slot::w2_scale) + padding.w2, {}),
   };
   cutlass::add_biases(recipe, shape, padding);
   if (shape.gated) recipe.scalars = swiglu_arrays();
@@ -39,7 +43,7 @@ const Backend flashinfer_cutlass_fp8_block{
     .family = "FlashInfer CUTLASS",
     .summary = "FP8 weights with f32 scales of 128 x 128, bf16 activations, SM90",
     .formats = {"fp8_block"},
-    .options = {},
+    .options = {recode::clamp_scales_option()},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 128"},
               {"intermediate", kBlock, "", "scale blocks of 128 rows must not cross the halves"}},
     .recipe = recipe,

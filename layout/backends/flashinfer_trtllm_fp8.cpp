@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
@@ -87,7 +89,16 @@ KernelReading reading(const LayerShape& shape, const trtllm::Padding& padding) {
 Recipe recipe(const LayerShape& shape, const Options& options) {
   refuse_biases(shape, kName);
   const bool requantized = options.is("requantize", "max");
-  const trtllm::Padding padding = trtllm::pad_by_options(shape, options, shape.gated ? 16 : 128, 1);
+  trtllm::Padding padding = trtllm::pad_by_options(shape, options, shape.gated ? 16 : 128, 1);
+  if (options.is("pad", "whole_upstream") && options.is("loader", "unpadded")) {
+    // vLLM appends to gate, up and swaps at the middle of what that gives; SGLang swaps first.
+    std::erase_if(padding.w13,
+                  [](const Step& step) { return std::holds_alternative<SwapHalves>(step); });
+    const auto pad = std::find_if(padding.w13.begin(), padding.w13.end(), [](const Step& step) {
+      return std::holds_alternative<PadRows>(step);
+    });
+    padding.w13.insert(pad + 1, SwapHalves{});
+  }
   const Steps requantize = requantized ? Steps{Step{recode::max_requantize_w13()}} : Steps{};
   Recipe recipe;
   recipe.tensors = {tensor("w13", Slot::w13, requantize + padding.w13, trtllm::w13_rows()),

@@ -1,7 +1,6 @@
-#include <cstring>
-
 #include "layout/backends/readings.hpp"
 #include "layout/backends/trtllm_parts.hpp"
+#include "layout/recode/clamp_scales.hpp"
 #include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/nvidia.hpp"
 
@@ -12,32 +11,6 @@ constexpr std::string_view kName = "flashinfer_trtllm_fp8_block";
 constexpr std::int64_t kBlock = 128;
 constexpr std::int64_t kEpilogueTile = 64;
 
-/// Scales of at least 1e-10, as torch.clamp_(min = 1e-10) leaves them; NaN stays.
-class ClampScales final : public Recoder {
- public:
-  std::string name() const override { return "clamp_scales"; }
-  int in_bits() const override { return 32; }
-  int out_bits() const override { return 32; }
-  void rewrite(const Place&, std::span<const std::byte> in,
-               std::span<std::byte> out) const override {
-    constexpr float kSmallest = 1e-10f;
-    for (std::size_t at = 0; at < in.size(); at += sizeof(float)) {
-      const auto stored = load<float>(in.data() + at);
-      const float clamped = stored < kSmallest ? kSmallest : stored;
-      std::memcpy(out.data() + at, &clamped, sizeof clamped);
-    }
-  }
-};
-
-Step clamp_scales() {
-  return Recode{.name = "clamp_scales",
-                .summary = "f32 scales to at least 1e-10",
-                .out_bits = 32,
-                .dtype = DType::f32,
-                .make = [](const LayerTensors&) { return std::make_shared<const ClampScales>(); },
-                .needs_layer = false};
-}
-
 Recipe recipe(const LayerShape& shape, const Options& options) {
   refuse_biases(shape, kName);
   const trtllm::Padding padding = trtllm::pad_halves(shape, kBlock, 1);
@@ -45,7 +18,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
                            ? Steps{ShuffleRows{kEpilogueTile}, Tile{tiles::block_major_k(kBlock)}}
                            : Steps{};
   const auto scales = [&options](Slot slot) {
-    const Steps clamp = options.is("clamp_scales", "on") ? Steps{clamp_scales()} : Steps{};
+    const Steps clamp = options.is("clamp_scales", "on") ? Steps{recode::clamp_scales()} : Steps{};
     return Steps{recode::scales_to_f32(slot, kBlock)} + clamp;
   };
   Recipe recipe;
@@ -73,7 +46,7 @@ const Backend flashinfer_trtllm_fp8_block{
                  {"major_k", "block_major_k"},
                  "major_k: rows as they are (SGLang); block_major_k: shuffled, K in blocks (vLLM)"},
                 trtllm::loader_option(),
-                {"clamp_scales", {"off", "on"}, "on: scales to at least 1e-10 in place (vLLM)"}},
+                recode::clamp_scales_option()},
     .rules = {{"hidden", kBlock, "", "FlashInfer checks scale shapes of exactly / 128"},
               {"intermediate", kBlock, "", "FlashInfer checks intermediate_size % 128 == 0"}},
     .loader = trtllm::loader,

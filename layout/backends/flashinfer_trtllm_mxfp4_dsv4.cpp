@@ -40,8 +40,11 @@ ScalarRecipe limit() {
 Recipe recipe(const LayerShape& shape, const Options& options) {
   refuse_biases(shape, kName);
   if (!shape.gated) fail(kName, "takes gated experts only; {} is not", shape.model);
-  trtllm::Padding padding = trtllm::pad_halves(shape, 4 * kBlock, 1);
-  trtllm::check_scale_tiles(kName, shape, padding, kBlock);
+  // Only the padded loader pads; without it the shuffle of scales needs whole tiles of rows.
+  const bool padded = options.is("loader", "padded");
+  trtllm::Padding padding = trtllm::pad_halves(shape, padded ? 4 * kBlock : 1, 1);
+  trtllm::check_multiple(kName, "the number of w13 rows", 2 * padding.intermediate, 128,
+                         "the scale shuffle needs whole tiles of 128 rows; choose loader=padded");
   if (options.is("reorder", "off")) padding.w13.push_back(without_reorder(padding.intermediate));
   Recipe recipe;
   recipe.tensors = trtllm::block_scaled_tensors(padding);

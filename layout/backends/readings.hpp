@@ -20,6 +20,10 @@ inline GateOrder gate_first(const LayerShape& shape) {
   return shape.gated ? GateOrder::gate_up : GateOrder::none;
 }
 
+inline GateOrder up_first(const LayerShape& shape) {
+  return shape.gated ? GateOrder::up_gate : GateOrder::none;
+}
+
 /// Scales that are codes of a format of at most 32 bits, whole bytes each.
 inline ScaleDecoder decode_as(Format format) {
   return [format](std::span<const std::byte> scales) {

@@ -90,7 +90,7 @@ void check_scale_tiles(std::string_view backend, const LayerShape& shape, const 
 
 KernelReading reading(const LayerShape& shape, const Padding& padding, Format codes) {
   KernelReading kernel;
-  kernel.order = shape.gated ? GateOrder::up_gate : GateOrder::none;
+  kernel.order = up_first(shape);
   kernel.intermediate = padding.intermediate;
   kernel.hidden = padding.hidden;
   kernel.codes = codes;

@@ -44,8 +44,10 @@ TileLayout swizzle_8x4() {
 }
 
 TileLayout block_major_k(std::int64_t block) {
+  std::vector<Digit> digits{{col, block}, {row, 1}};
+  if (block > 1) digits.push_back({col, 1, block});
   return {.name = fmt::format("block_major_k({})", block),
-          .digits = {{col, block}, {row, 1}, {col, 1, block}},
+          .digits = std::move(digits),
           .bits = {4, 8, 16, 32},
           .need_cols = block,
           .shape = [block](const TileExtent& extent) -> Shape {

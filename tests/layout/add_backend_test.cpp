@@ -1,10 +1,14 @@
-// A whole backend in one file, as README.md shows it, and what a user does with it. The same file
+// A whole backend in one file, as README.md shows it, and what a user does with it. The same code
 // as layout/backends/example_bf16.cpp and its line in layout/backends.inc put it into `moeref
 // layout list` and everything else.
 
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <sstream>
+
 #include "engine/audit.hpp"
+#include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/sample_layer.hpp"
 #include "quant/error.hpp"
@@ -15,16 +19,10 @@ namespace moeref::backends {
 static Recipe example_recipe(const LayerShape& shape, const Options&) {
   const std::int64_t padded = round_up(shape.stride, 64);
   const Steps shuffle{ShuffleRows{128}};
-  Recipe recipe;
-  recipe.tensors = {
-      tensor("w13", Slot::w13, {SwapHalves{}, PadHalves{.to = padded}}, shuffle),
-      tensor("w2", Slot::w2, {PadCols{.to = padded}}, shuffle),
-  };
-  recipe.kernel.order = shape.gated ? GateOrder::up_gate : GateOrder::none;
-  recipe.kernel.intermediate = padded;
-  recipe.kernel.hidden = shape.hidden;
-  recipe.kernel.codes = Format::bf16;
-  return recipe;
+  const Steps w13{SwapHalves{}, PadHalves{.to = padded}};
+  const Steps w2{PadCols{.to = padded}};
+  return {.tensors = {tensor("w13", Slot::w13, w13, shuffle), tensor("w2", Slot::w2, w2, shuffle)},
+          .kernel = {.order = up_first(shape), .intermediate = padded, .hidden = shape.hidden}};
 }
 
 extern const Backend example_bf16{
@@ -32,7 +30,6 @@ extern const Backend example_bf16{
     .family = "Example",
     .summary = "bf16 weights, up before gate, rows shuffled",
     .formats = {"bf16"},
-    .options = {},
     .rules = {{"hidden", 32, "", "the shuffle moves rows inside blocks of 32"}},
     .recipe = example_recipe,
 };
@@ -56,6 +53,29 @@ constexpr const Backend* kRegistered[] = {MOEREF_BACKEND(example_bf16)};
 TEST(AddBackend, IsOneFileAndOneLine) {
   ASSERT_EQ(std::size(kRegistered), 1u);
   EXPECT_EQ(kRegistered[0]->name, "example_bf16");
+}
+
+std::string text_of(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+/// Between two marks.
+std::string part_of(const std::string& text, const std::string& begin, const std::string& end) {
+  const std::size_t from = text.find(begin);
+  const std::size_t to = from == std::string::npos ? from : text.find(end, from + begin.size());
+  if (to == std::string::npos) return {};
+  return text.substr(from + begin.size(), to - from - begin.size());
+}
+
+TEST(AddBackend, IsWhatTheReadmeShows) {
+  const std::string here = part_of(text_of(MOEREF_DATA_DIR "/../tests/layout/add_backend_test.cpp"),
+                                   "README: begin\n", "// README: end");
+  const std::string shown = part_of(text_of(MOEREF_DATA_DIR "/../README.md"),
+                                    "`layout/backends/example_bf16.cpp`:\n\n```cpp\n", "```");
+  EXPECT_FALSE(here.empty());
+  EXPECT_EQ(shown, here);
 }
 
 TEST(AddBackend, PreparesTheTensorsOfALayer) {

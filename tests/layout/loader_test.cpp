@@ -78,6 +78,13 @@ TEST(BlockLoader, RejectsRowsThatAreNoWholeBlocks) {
   EXPECT_THAT(message({LoaderKind::blocks, 32}, 2888, 0, 4), HasSubstr("cuts blocks of 32"));
 }
 
+TEST(Loader, RejectsRanksThatDoNotDivide) {
+  for (const LoaderKind kind : {LoaderKind::even, LoaderKind::padded, LoaderKind::blocks}) {
+    EXPECT_THAT(message({kind, 32}, 160, 0, 3), HasSubstr("which 3 ranks do not divide"));
+    EXPECT_EQ(loaded_range({kind, 32}, 160, 0, 5).count, 32);
+  }
+}
+
 TEST(Loader, RejectsARankOutsideTheGroup) {
   EXPECT_THAT(message({}, 64, 2, 2), HasSubstr("rank 2/2 does not exist"));
   EXPECT_THAT(message({}, 64, -1, 2), HasSubstr("rank -1/2 does not exist"));

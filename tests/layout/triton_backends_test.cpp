@@ -325,10 +325,10 @@ TEST(TritonKernelsMxfp4, AlternatesGateAndUpRowsAndBiases) {
 }
 
 TEST(TritonKernelsMxfp4, CutsRanksInBlocksOf32) {
-  const MoeLayer layer = gpt_oss(64, 160);  // 5 blocks: 2, 2, 1
+  const MoeLayer layer = gpt_oss(64, 160);  // 5 blocks: 2, 2, 1, none; 40 rows a rank
   for (const std::int64_t rank : {0, 1, 2}) {
     const PreparedLayer prepared =
-        prepare("triton_kernels_mxfp4", {}, layer, {.tp_rank = rank, .tp_size = 3});
+        prepare("triton_kernels_mxfp4", {}, layer, {.tp_rank = rank, .tp_size = 4});
     EXPECT_EQ(prepared.range.count, rank < 2 ? 64 : 32);
     EXPECT_EQ(prepared.recipe.kernel.intermediate, 64);
     const LayerTensors& loaded = *prepared.source;

@@ -37,6 +37,11 @@ class Case {
     }
     return "no error";
   }
+  /// Of an output.
+  Shape shape(std::string_view output) const {
+    const auto outputs = conform::find_operation(golden_.op)(golden_).outputs;
+    return std::get<Tensor>(outputs.find(output)->second).shape;
+  }
 
  private:
   GoldenCase golden_;
@@ -83,6 +88,38 @@ Case prepare(const std::string& op, DType scale, std::int64_t hidden, std::int64
       .input("w2", DType::u8, {1, hidden, intermediate / codes_per_byte})
       .input("w2_scale", scale, {1, hidden, intermediate / block});
   return made;
+}
+
+Case align(std::int64_t intermediate, std::int64_t scales, std::int64_t alignment) {
+  return Case("align_fp4_moe_weights", {{"min_alignment", alignment}, {"gated", true}})
+      .input("w13", DType::u8, {1, 2 * intermediate, 32})
+      .input("w13_scale", DType::u8, {1, 2 * intermediate, 4})
+      .input("w2", DType::u8, {1, 64, intermediate / 2})
+      .input("w2_scale", DType::u8, {1, 64, scales});
+}
+
+// The original allocates padded / 16 columns and copies what there is, whole block or not.
+TEST(AlignFp4, PadsScalesToSixteenthsOfThePaddedSize) {
+  EXPECT_EQ(align(40, 3, 16).shape("w2_scale"), (Shape{1, 64, 3}));
+  EXPECT_EQ(align(40, 2, 16).shape("w2_scale"), (Shape{1, 64, 3}));
+  EXPECT_EQ(align(24, 1, 128).shape("w2_scale"), (Shape{1, 64, 8}));
+  EXPECT_EQ(align(24, 1, 8).shape("w2_scale"), (Shape{1, 64, 1}));
+  EXPECT_EQ(align(24, 1, 128).shape("w13_scale"), (Shape{1, 256, 4}));
+  EXPECT_THAT(align(40, 4, 16).run(), HasSubstr("w2_scale"));
+}
+
+TEST(AlignFp4, RejectsSizesThatAreNone) {
+  EXPECT_THAT(align(32, 2, 0).run(), HasSubstr("params.min_alignment is 0"));
+  EXPECT_THAT(align(32, 0, 16).run(), HasSubstr("0 columns of scales"));
+}
+
+TEST(BlockLayout, TakesBlocksOfOneColumn) {
+  const Case one = Case("convert_to_block_layout", {{"blockK", 1}}).input("x", DType::u8, {4, 10});
+  EXPECT_EQ(one.run(), "no error");
+  EXPECT_EQ(element_count(one.shape("y")), 40);
+  EXPECT_THAT(
+      Case("convert_to_block_layout", {{"blockK", -1}}).input("x", DType::u8, {4, 10}).run(),
+      HasSubstr("params.blockK is -1"));
 }
 
 TEST(PrepareTrtllm, RejectsScalesThatFillNoTile) {
