@@ -41,7 +41,7 @@ std::vector<std::byte> recoded_row(const PreparedTensor& tensor, std::int64_t ex
                                    std::int64_t row, std::size_t count) {
   const TensorStack& stack = *tensor.from;
   std::vector<std::byte> piece(to_size(stack.cols * stack.element_bits / 8));
-  stack.read(expert, row, 0, stack.cols, piece.data());
+  if (stack.cols > 0) stack.read(expert, row, 0, stack.cols, piece.data());
   for (std::size_t i = 0; i < count; ++i) {
     const Recoder& recoder = *tensor.plan.recoders[i];
     std::vector<std::byte> rewritten(to_size(stack.cols * recoder.out_bits() / 8));

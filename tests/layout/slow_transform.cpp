@@ -38,7 +38,7 @@ void slow_apply(const IndexMap& map, const TensorStack& in, const Recoders& reco
     std::vector<std::byte> rewritten;
     for (std::int64_t row = 0; row < map.in_rows; ++row) {
       piece.resize(static_cast<std::size_t>(map.in_cols * in_bits / 8));
-      in.read(expert, row, 0, map.in_cols, piece.data());
+      if (map.in_cols > 0) in.read(expert, row, 0, map.in_cols, piece.data());
       for (const auto& recoder : recoders) {
         rewritten.resize(static_cast<std::size_t>(map.in_cols * recoder->out_bits() / 8));
         recoder->rewrite({expert, row, 0}, piece, rewritten);
