@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <clocale>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -110,6 +111,7 @@ int flushed(int code) {
 }  // namespace moeref::cli
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is an error of the write, not the end
   const moeref::simd::DefaultFloatEnvironment environment;
   std::setlocale(LC_ALL, "C");
   try {
@@ -123,6 +125,7 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "moeref: not enough memory; take fewer tokens or a smaller layer\n");
     return 2;
   } catch (const std::exception& error) {
+    if (std::ferror(stdout) != 0) return moeref::cli::flushed(0);
     fmt::print(stderr, "moeref: internal fault: {}\n", error.what());
     return 3;
   }

@@ -16,8 +16,9 @@ using Parts = std::vector<ExpertPart>;
 /// Block scales; an axis without a stride has one scale for all of it.
 TensorStack block_scales(const MoeLayer& layer, const Parts& halves) {
   TensorStack stack = scale_stack(layer, halves);
-  const ScaleGrid& grid = *(layer.experts.front().*halves.front()).scales;
-  if (grid.row_stride == 0) stack.block_rows = kWholeAxis;
+  const ScaledMatrix& first = layer.experts.front().*halves.front();
+  const ScaleGrid& grid = *first.scales;
+  if (rows_share_scales(first)) stack.block_rows = kWholeAxis;
   if (grid.col_stride == 0) stack.block_cols = kWholeAxis;
   return stack;
 }

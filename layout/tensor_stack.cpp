@@ -161,12 +161,18 @@ TensorStack code_stack(const MoeLayer& layer, std::span<const ExpertPart> halves
   return stack;
 }
 
+bool rows_share_scales(const ScaledMatrix& matrix) {
+  const ScaleGrid& grid = *matrix.scales;
+  return grid.row_stride == 0 &&
+         (matrix.cols > 0 || grid.block_rows == 0 || grid.block_rows >= matrix.rows);
+}
+
 TensorStack scale_stack(const MoeLayer& layer, std::span<const ExpertPart> halves) {
   check_alike(layer, halves, same_scales);
   const ScaledMatrix& first = layer.experts.front().*halves.front();
   const ScaleGrid& grid = *first.scales;
   // One scale for all rows or columns: the block is as large as the matrix.
-  const bool one_row = grid.row_stride == 0;
+  const bool one_row = rows_share_scales(first);
   const bool one_col = grid.col_stride == 0;
   const std::int64_t block_rows = one_row ? std::max<std::int64_t>(first.rows, 1) : grid.block_rows;
   const std::int64_t block_cols = one_col ? std::max<std::int64_t>(first.cols, 1) : grid.block_cols;
@@ -184,8 +190,9 @@ TensorStack scale_stack(const MoeLayer& layer, std::span<const ExpertPart> halve
     for (const ExpertPart part : halves) {
       const ScaledMatrix& matrix = expert.*part;
       const ScaleGrid& scales = *matrix.scales;
-      const bool cuts_rows = !one_row && scales.row_begin % block_rows != 0;
-      const bool cuts_cols = !one_col && scales.col_begin % block_cols != 0;
+      // A rank past the end has nothing to cut.
+      const bool cuts_rows = !one_row && matrix.rows > 0 && scales.row_begin % block_rows != 0;
+      const bool cuts_cols = !one_col && matrix.cols > 0 && scales.col_begin % block_cols != 0;
       if (cuts_rows || cuts_cols) {
         fail(matrix.name,
              "the shard begins at row {}, column {}, inside a {} x {} scale block; choose --tp so "

@@ -54,6 +54,10 @@ struct TensorStack {
 /// Error: another rank, an odd number of rows with an order of two halves.
 TensorStack dense_stack(const TensorView& tensor, GateOrder order, int element_bits);
 
+/// Whether one scale serves all rows of a matrix that has scales. A matrix without columns has no
+/// stride between its rows of scales either.
+bool rows_share_scales(const ScaledMatrix& matrix);
+
 /// The matrix that `part` picks of every expert, as stored. Error (names the matrix): experts whose
 /// formats differ.
 using ExpertPart = ScaledMatrix Expert::*;

@@ -9,6 +9,9 @@ namespace {
 
 using Steps = std::vector<Step>;
 
+/// So that products of three sizes cannot overflow.
+constexpr std::int64_t kMostSize = std::int64_t{1} << 20;
+
 /// Elements of a strided view in row-major order of its shape.
 std::vector<std::byte> in_logical_order(const std::vector<std::byte>& stored, const Shape& shape,
                                         const std::vector<std::int64_t>& strides,
@@ -105,7 +108,12 @@ std::string arch_param(const GoldenCase& golden) {
 
 std::int64_t integer_param(const GoldenCase& golden, std::string_view name, std::int64_t fallback) {
   const auto found = golden.params.find(name);
-  return found == golden.params.end() || found->is_null() ? fallback : golden.integer_param(name);
+  if (found == golden.params.end() || found->is_null()) return fallback;
+  const std::int64_t value = golden.integer_param(name);
+  if (value < -kMostSize || value > kMostSize) {
+    fail(golden.op, "params.{} is {}; at most {} makes sense", name, value, kMostSize);
+  }
+  return value;
 }
 
 std::array<std::int64_t, 2> layout_param(const GoldenCase& golden) {
@@ -113,14 +121,16 @@ std::array<std::int64_t, 2> layout_param(const GoldenCase& golden) {
   if (found == golden.params.end()) return {16, 16};
   const bool pair = found->is_array() && found->size() == 2 &&
                     std::all_of(found->begin(), found->end(), [](const nlohmann::json& entry) {
-                      return entry.is_number_integer() && entry.get<std::int64_t>() > 0;
+                      return entry.is_number_integer() && entry.get<std::int64_t>() > 0 &&
+                             entry.get<std::int64_t>() <= kMostSize;
                     });
   if (!pair) fail(golden.op, "params.layout must be two positive integers");
   return {(*found)[0].get<std::int64_t>(), (*found)[1].get<std::int64_t>()};
 }
 
 std::int64_t size_param(const GoldenCase& golden, std::string_view name) {
-  return size_param(golden, name, golden.integer_param(name));
+  golden.integer_param(name);  // it must be there
+  return size_param(golden, name, 0);
 }
 
 std::int64_t size_param(const GoldenCase& golden, std::string_view name, std::int64_t fallback) {

@@ -168,6 +168,9 @@ OpResult run_shuffle_scale_n32k4(const GoldenCase& golden) {
   steps.emplace_back(Tile{aiter_shuffle_scale_n32k4()});
   TensorView view = golden.input("s");
   if (view.shape.size() == 2) view = split_experts(golden, golden.integer_param("experts"));
+  // The original looks at bytes.
+  view.shape.back() *= info(view.dtype).bits / 8;
+  view.dtype = DType::u8;
   const GateOrder order = halves_if(halves);
   return only("y", run(golden, dense_stack(view, order, 8), steps));
 }
@@ -197,7 +200,10 @@ OpResult run_shuffle_scale_moe(const GoldenCase& golden) {
   const TensorStack stack =
       transposed(dense_stack(view, GateOrder::separate, info(view.dtype).bits));
   Tensor made = run(golden, stack, {Tile{tile}});
-  if (golden.input("s").shape.size() == 2) made.shape.erase(made.shape.begin());
+  const Shape& given = golden.input("s").shape;
+  Shape shape(given.begin(), given.end() - 2);
+  shape.insert(shape.end(), made.shape.begin() + 1, made.shape.end());
+  made.shape = std::move(shape);
   return only("y", std::move(made));
 }
 

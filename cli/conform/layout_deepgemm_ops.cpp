@@ -70,7 +70,7 @@ OpResult cast_tokens_to_fp4(const GoldenCase& golden) {
   }
   const std::int64_t rows = x.shape[0];
   const std::int64_t cols = x.shape[1];
-  const std::int64_t gran_k = golden.integer_param("gran_k");
+  const std::int64_t gran_k = golden.positive_param("gran_k");
   const bool ue8m0 = flag_param(golden, "use_ue8m0", false);
   const bool packed = flag_param(golden, "packed", false);
   if (gran_k < 1) fail(golden.path.string(), "gran_k is {}; it must be positive", gran_k);
@@ -146,7 +146,7 @@ deepgemm::ScaleRequest scale_request(const GoldenCase& golden) {
     request.gran_k = recipe[1];
   } else {
     request.gran_mn = golden.integer_param("gran_mn");
-    request.gran_k = golden.integer_param("gran_k");
+    request.gran_k = golden.positive_param("gran_k");
   }
   const std::int64_t groups = golden.params.contains("groups") ? golden.integer_param("groups") : 0;
   if (groups != 0) request.groups = groups;

@@ -2,6 +2,7 @@
 #include <array>
 #include <functional>
 #include <numeric>
+#include <span>
 
 #include "cli/conform/layout_case.hpp"
 #include "layout/recode/marlin_scales.hpp"
@@ -68,7 +69,8 @@ OpResult as_stored(const GoldenCase& golden, ComputedOutputs outputs) {
 }
 
 /// The stack as w13_scale of a layer that has nothing else, through the steps.
-Tensor run(const GoldenCase& golden, const TensorStack& stack, const std::vector<Step>& steps) {
+Tensor run_whole(const GoldenCase& golden, const TensorStack& stack,
+                 const std::vector<Step>& steps) {
   LayerTensors layer;
   layer.stacks[static_cast<std::size_t>(Slot::w13_scale)] = stack;
   const Plan plan = make_plan(golden.subject(stack.name), stack, steps, &layer);
@@ -76,6 +78,46 @@ Tensor run(const GoldenCase& golden, const TensorStack& stack, const std::vector
   made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
   apply(plan.map, stack, plan.recoders, made.bytes, 1);
   return made;
+}
+
+/// Steps whose runs cross from one group to the next: the originals cut the whole [groups, n] into
+/// runs, so each permutation sees it as one column.
+Tensor run_across_groups(const GoldenCase& golden, const TensorStack& stack,
+                         const std::vector<Step>& before, std::span<const Step> permutations,
+                         const Step& order) {
+  const Step group_major{Tile{tiles::marlin_group_major()}};
+  std::vector<Step> steps = before;
+  steps.push_back(group_major);
+  Tensor made = run_whole(golden, stack, steps);
+  const Shape groups = made.shape;
+  for (const Step& permutation : permutations) {
+    TensorView column = made.view();
+    column.shape = {groups[0], groups[1] * groups[2], 1};
+    made = run_whole(golden, stack_of(column), {permutation, group_major});
+  }
+  TensorView matrix = made.view();
+  matrix.shape = groups;
+  return run_whole(golden, transposed(stack_of(matrix)), {order});
+}
+
+/// The stack through the steps; the last one orders it.
+Tensor run(const GoldenCase& golden, const TensorStack& stack, const std::vector<Step>& steps) {
+  const auto is_permutation = [](const Step& step) {
+    return std::holds_alternative<PermuteRuns>(step);
+  };
+  const auto first = std::find_if(steps.begin(), steps.end(), is_permutation);
+  if (first == steps.end()) return run_whole(golden, stack, steps);
+  const std::vector<Step> before(steps.begin(), first);
+  LayerTensors layer;
+  layer.stacks[static_cast<std::size_t>(Slot::w13_scale)] = stack;
+  const std::int64_t rows =
+      make_plan(golden.subject(stack.name), stack, before, &layer).map.rows.size();
+  const std::span<const Step> permutations(first, steps.end() - 1);
+  const bool fits = std::all_of(permutations.begin(), permutations.end(), [rows](const Step& step) {
+    return rows % static_cast<std::int64_t>(std::get<PermuteRuns>(step).source.size()) == 0;
+  });
+  if (fits) return run_whole(golden, stack, steps);
+  return run_across_groups(golden, stack, before, permutations, steps.back());
 }
 
 /// params: num_bits, is_a_8bit, size_k_first (FP8: in.w is [K, N]). in.w: rows n, K packed.
@@ -89,7 +131,7 @@ OpResult repack(const GoldenCase& golden) {
 
 /// params: size_k, group_size (-1 = one scale a row), is_a_8bit. in.s: [groups, N].
 OpResult permute_scales(const GoldenCase& golden) {
-  const Step order{tiles::marlin_scale_order(golden.integer_param("size_k"),
+  const Step order{tiles::marlin_scale_order(golden.positive_param("size_k"),
                                              golden.integer_param("group_size"),
                                              flag_param(golden, "is_a_8bit", false))};
   return as_stored(golden, {{"s", run(golden, transposed(stack_of(golden.input("s"))),
@@ -117,10 +159,16 @@ TensorStack row_scales(TensorView scales) {
 /// params: size_n, size_k, param_dtype, block = [bn, bk] with in.scale_inv [N / bn, K / bk];
 /// without it in.scale.
 OpResult fp8_scales(const GoldenCase& golden) {
-  const std::int64_t size_n = golden.integer_param("size_n");
-  const std::int64_t size_k = golden.integer_param("size_k");
+  const std::int64_t size_n = golden.positive_param("size_n");
+  const std::int64_t size_k = golden.positive_param("size_k");
   const auto block = golden.params.find("block");
   const bool blocked = block != golden.params.end() && block->is_array() && block->size() == 2;
+  if (blocked) {
+    for (const nlohmann::json& size : *block) {
+      if (size.is_number_integer() && size > 0 && size <= size_n + size_k) continue;
+      fail(golden.path.string(), "params.block is {}, needs two sizes", block->dump());
+    }
+  }
   const TensorStack stack =
       blocked ? stack_of(golden.input("scale_inv")) : row_scales(golden.input("scale"));
   const std::int64_t group = blocked ? (*block)[1].get<std::int64_t>() : 0;
@@ -139,7 +187,7 @@ OpResult fp8_scales(const GoldenCase& golden) {
 std::vector<Step> byte_scale_steps(const GoldenCase& golden, std::int64_t default_group,
                                    bool eight_bit_activations, const TileLayout& order) {
   std::vector<Step> steps{tiles::marlin_scale_order(
-      golden.integer_param("size_k"), integer_param(golden, "group_size", default_group),
+      golden.positive_param("size_k"), integer_param(golden, "group_size", default_group),
       eight_bit_activations)};
   if (!eight_bit_activations) steps.push_back(tiles::marlin_swap_quads());
   steps.push_back(Tile{order});
@@ -207,6 +255,9 @@ OpResult mx_scales_v1(const GoldenCase& golden) {
 std::vector<float> globals_of(const TensorView& stored, std::int64_t experts, int halves) {
   const std::vector<double> values = to_doubles(stored);
   const std::size_t wanted = static_cast<std::size_t>(experts) * static_cast<std::size_t>(halves);
+  if (values.size() != wanted && values.size() != static_cast<std::size_t>(experts)) {
+    fail(stored.name, "has {} values; {} experts need {}", values.size(), experts, wanted);
+  }
   std::vector<float> globals;
   for (std::size_t i = 0; i < wanted; ++i) {
     globals.push_back(static_cast<float>(

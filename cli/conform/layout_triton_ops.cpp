@@ -51,7 +51,7 @@ OpResult hopper_value_v35(const GoldenCase& golden) {
 
 /// params: mx_axis, num_warps. in: s. out: y.
 OpResult hopper_scale(const GoldenCase& golden) {
-  const Steps steps{Tile{tiles::hopper_mx_scale(golden.integer_param("num_warps"))}};
+  const Steps steps{Tile{tiles::hopper_mx_scale(golden.positive_param("num_warps"))}};
   return run(golden, "s", rows_of_k(golden, "s", stored_bits(golden, "s"), k_is_last(golden, "s")),
              steps);
 }
