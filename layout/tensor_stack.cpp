@@ -80,6 +80,7 @@ const std::byte* TensorStack::contiguous(std::int64_t expert, std::int64_t row,
 
 void TensorStack::read(std::int64_t expert, std::int64_t row, std::int64_t col, std::int64_t count,
                        std::byte* to) const {
+  if (count == 0) return;
   if (const std::byte* side_by_side = contiguous(expert, row, col)) {
     std::memcpy(to, side_by_side, static_cast<std::size_t>(count * element_bits / 8));
     return;
