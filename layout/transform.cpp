@@ -8,6 +8,7 @@
 #include "layout/move/copy.hpp"
 #include "layout/move/placement.hpp"
 #include "layout/move/rows.hpp"
+#include "layout/move/stream.hpp"
 #include "layout/move/words.hpp"
 #include "quant/error.hpp"
 #include "quant/parallel.hpp"
@@ -52,29 +53,15 @@ struct Moves {
   std::int64_t bands;
 };
 
-/// Rows of a box in memory of the thread.
-struct PackedBox {
-  std::vector<std::byte> bytes;
-  std::int64_t pitch = 0;
-
-  void make_room(std::int64_t rows, std::int64_t row_bytes, std::int64_t wanted_pitch) {
-    pitch = wanted_pitch > 0 ? wanted_pitch : move::packed_pitch(row_bytes);
-    const auto size = static_cast<std::size_t>(rows * pitch);
-    if (bytes.size() < size) bytes.resize(size);
-  }
-  std::byte* row(std::int64_t row) { return bytes.data() + row * pitch; }
-};
-
 struct ApplyScratch {
-  PackedBox packed;
-  std::vector<const std::byte*> row_bytes;
+  std::vector<std::byte> packed;  ///< rows of a box
+  std::vector<const std::byte*> rows;
   move::RecodeScratch recode;
   move::PlacementScratch placement;
 };
 
 struct UndoScratch {
-  PackedBox packed;
-  std::vector<std::byte*> row_bytes;
+  std::vector<std::byte> packed;
   std::vector<std::byte> words;
   move::RowWriter::Scratch rows;
   move::PlacementScratch placement;
@@ -83,44 +70,52 @@ struct UndoScratch {
 /// Whether the bits of a map without placement can be moved row by row.
 bool rows_are_words(const Moves& moves) { return moves.axes.row_bytes() % 4 == 0; }
 
-/// Rows that follow each other are made where they belong.
+/// Rows that follow each other go straight where they belong, in the order in which they are read.
 void apply_rows(const Moves& moves, const move::RowReader& reader, std::int64_t expert,
                 std::int64_t band, std::byte* placed, ApplyScratch& scratch) {
   const std::int64_t row_bytes = moves.axes.row_bytes();
   const move::ColumnWindow window = moves.axes.window(0, row_bytes);
+  scratch.packed.resize(static_cast<std::size_t>(row_bytes));
+  std::byte* const packed = scratch.packed.data();
   const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
-  move::RowReader::Row next = reader.row(expert, band * moves.box_rows);
-  for (std::int64_t out_row = band * moves.box_rows; out_row < end; ++out_row) {
-    const move::RowReader::Row row = next;
-    if (out_row + 1 < end) {
-      next = reader.row(expert, out_row + 1);
-      move::prefetch(next.bytes, row_bytes);
+  for (std::int64_t i = band * moves.box_rows; i < end; ++i) {
+    const std::int64_t out_row = reader.rows_as_stored()[static_cast<std::size_t>(i)];
+    const move::RowReader::Row row = reader.row(expert, out_row);
+    const std::byte* bytes = move::RowReader::find(row, window);
+    if (bytes == nullptr) {
+      reader.read(row, window, packed, scratch.recode);
+      bytes = packed;
     }
-    std::byte* to = placed + out_row * row_bytes;
-    reader.read(row, window, to, scratch.recode);
     if (moves.map.words != nullptr && rows_are_words(moves)) {
-      move::move_words(moves.map.words->groups(), to, to, row_bytes);
+      move::move_words(moves.map.words->groups(), bytes, packed, row_bytes);
+      bytes = packed;
     }
+    move::stream_bytes(bytes, placed + out_row * row_bytes, row_bytes);
   }
 }
 
+/// Rows of a box are packed, if the placement wants it so or they are not stored as they are; then
+/// put to their places.
 void apply_boxes(const Moves& moves, const move::RowReader& reader, std::int64_t expert,
                  std::int64_t band, std::byte* placed, ApplyScratch& scratch) {
-  const std::int64_t pitch = moves.placement->shape().pitch;
+  const move::BoxShape& shape = moves.placement->shape();
+  scratch.packed.resize(static_cast<std::size_t>(moves.box_rows * shape.pitch));
+  scratch.rows.resize(static_cast<std::size_t>(moves.box_rows));
   moves.for_boxes(band, [&](const Box& box) {
-    scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
-    scratch.row_bytes.resize(static_cast<std::size_t>(box.rows));
     const auto window = moves.axes.window(moves.bytes(box.col), moves.bytes(box.cols));
+    move::RowReader::Row next = reader.row(expert, box.row);
     for (std::int64_t i = 0; i < box.rows; ++i) {
-      const move::RowReader::Row row = reader.row(expert, box.row + i);
-      const std::byte* bytes = pitch == 0 ? reader.find(row, window) : nullptr;
-      if (bytes == nullptr) {
-        reader.read(row, window, scratch.packed.row(i), scratch.recode);
-        bytes = scratch.packed.row(i);
+      const move::RowReader::Row row = next;
+      const std::byte* bytes = move::RowReader::find(row, window);
+      if (i + 1 < box.rows) next = reader.row(expert, box.row + i + 1);
+      if (bytes == nullptr || !shape.rows_anywhere) {
+        move::prefetch(move::RowReader::find(next, window), window.bytes);
+        bytes = scratch.packed.data() + i * shape.pitch;
+        reader.read(row, window, scratch.packed.data() + i * shape.pitch, scratch.recode);
       }
-      scratch.row_bytes[static_cast<std::size_t>(i)] = bytes;
+      scratch.rows[static_cast<std::size_t>(i)] = bytes;
     }
-    moves.placement->put(box, scratch.row_bytes.data(), placed, scratch.placement);
+    moves.placement->put(box, scratch.rows.data(), placed, scratch.placement);
   });
 }
 
@@ -144,19 +139,12 @@ void undo_boxes(const Moves& moves, const move::RowWriter& writer, std::int64_t 
                 UndoReport& report) {
   const std::int64_t pitch = moves.placement->shape().pitch;
   moves.for_boxes(band, [&](const Box& box) {
-    scratch.packed.make_room(box.rows, moves.bytes(box.cols), pitch);
-    scratch.row_bytes.resize(static_cast<std::size_t>(box.rows));
+    scratch.packed.resize(static_cast<std::size_t>(moves.box_rows * pitch));
     const auto window = moves.axes.window(moves.bytes(box.col), moves.bytes(box.cols));
+    moves.placement->take(box, placed, scratch.packed.data(), scratch.placement);
     for (std::int64_t row = 0; row < box.rows; ++row) {
-      std::byte* bytes = pitch == 0 ? writer.find(expert, box.row + row, window) : nullptr;
-      scratch.row_bytes[static_cast<std::size_t>(row)] =
-          bytes != nullptr ? bytes : scratch.packed.row(row);
-    }
-    moves.placement->take(box, placed, scratch.row_bytes.data(), scratch.placement);
-    for (std::int64_t row = 0; row < box.rows; ++row) {
-      const std::byte* packed = scratch.packed.row(row);
-      if (scratch.row_bytes[static_cast<std::size_t>(row)] != packed) continue;
-      writer.write(expert, box.row + row, window, packed, scratch.rows, report);
+      writer.write(expert, box.row + row, window, scratch.packed.data() + row * pitch, scratch.rows,
+                   report);
     }
   });
 }
@@ -234,6 +222,7 @@ void apply(const IndexMap& map, const TensorStack& in, const Recoders& recoders,
         std::byte* placed = out.data() + expert * map.out_bytes();
         const auto apply_band = moves.placement ? apply_boxes : apply_rows;
         apply_band(moves, reader, expert, item % moves.bands, placed, scratch);
+        move::end_streams();
       });
   const bool words_are_done =
       moves.placement ? moves.placement->puts_words() : rows_are_words(moves);
@@ -273,16 +262,19 @@ UndoReport undo(const IndexMap& map, std::span<const std::byte> in, const Recode
           const auto undo_band = moves.placement ? undo_boxes : undo_rows;
           undo_band(moves, writer, expert, band, placed, scratch,
                     reports[static_cast<std::size_t>(item)]);
+          const bool drops = !axes.dropped_cols().empty();
           const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
-          for (std::int64_t row = band * moves.box_rows; row < end; ++row) {
+          for (std::int64_t row = band * moves.box_rows; drops && row < end; ++row) {
             writer.write_dropped_cols(expert, row, scratch.rows);
           }
+          move::end_streams();
         });
   }
   parallel_for<UndoScratch>(map.experts, threads, [&](std::int64_t expert, UndoScratch& scratch) {
     for (const std::int64_t row : axes.dropped_rows()) {
       writer.write_dropped_row(expert, row, scratch.rows);
     }
+    move::end_streams();
   });
   for (const UndoReport& report : reports) merge(total, report);
   return total;

@@ -51,6 +51,7 @@ class Axes {
  public:
   explicit Axes(const IndexMap& map);
 
+  std::int64_t rows() const { return rows_.size(); }  ///< of the output
   std::int64_t row_bytes() const { return row_bytes_; }
   /// `bytes` > 0.
   ColumnWindow window(std::int64_t byte, std::int64_t bytes) const;

@@ -9,7 +9,7 @@ namespace moeref::move {
 /// memcpy for pieces that are often short: without a call up to some hundred bytes. The last bytes
 /// of a piece may be copied twice.
 inline void copy_bytes(const std::byte* from, std::byte* to, std::int64_t bytes) {
-  if (bytes >= 16 && bytes < 256) {
+  if (bytes >= 16 && bytes < 2048) {
     for (std::int64_t at = 0; at + 16 <= bytes; at += 16) std::memcpy(to + at, from + at, 16);
     std::memcpy(to + bytes - 16, from + bytes - 16, 16);
   } else if (bytes >= 4 && bytes < 8) {
@@ -36,11 +36,18 @@ inline void fill_bytes(std::byte* to, std::byte value, std::int64_t bytes) {
   if ((bytes & 1) != 0) std::memcpy(to + (bytes & 14), &values, 1);
 }
 
-/// Starts reading the beginning of a piece that lies elsewhere than the one before (the processor
-/// does the rest by itself). Nothing for nullptr.
+/// Whether all bytes are `value`.
+inline bool is_filled(const std::byte* from, std::byte value, std::int64_t bytes) {
+  std::byte difference{0};
+  for (std::int64_t i = 0; i < bytes; ++i) difference |= from[i] ^ value;
+  return difference == std::byte{0};
+}
+
+/// Starts reading a piece (of a long one the beginning, the processor does the rest by itself).
+/// Nothing for nullptr.
 inline void prefetch(const std::byte* from, std::int64_t bytes) {
   constexpr std::int64_t kLine = 64;
-  constexpr std::int64_t kBeginning = 512;
+  constexpr std::int64_t kBeginning = 4096;
   if (from == nullptr) return;
   for (std::int64_t at = 0; at < bytes && at < kBeginning; at += kLine) {
     __builtin_prefetch(from + at);

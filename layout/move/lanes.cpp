@@ -225,31 +225,32 @@ class LanePlacement : public Placement {
     });
   }
 
-  void take(const Box& box, const std::byte* placed, std::byte* const* rows,
+  void take(const Box& box, const std::byte* placed, std::byte* packed_rows,
             PlacementScratch&) const override {
-    for_pairs(box, rows[0], placed, [this](const auto& packed, const auto& from, auto is_inside) {
-      Pair words[kWords];
-      const bool whole = is_inside(kWords - 1, 0) && is_inside(kWords - 1, 1);
-      const bool adjacent = whole && from[1] == from[0] + 8;
-      for (std::size_t word = 0; word < kWords; ++word) {
-        if (adjacent) {
-          std::memcpy(&words[word], from[0] + placed_[word], 16);
-          continue;
-        }
-        std::uint64_t lanes[kPair] = {};
-        for (std::size_t i = 0; i < kPair; ++i) {
-          if (is_inside(word, i)) lanes[i] = load<std::uint64_t>(from[i] + placed_[word]);
-        }
-        words[word] = Pair{lanes[0], lanes[1]};
-      }
-      stages_.template take<WordBits>(words);
-      for (std::size_t word = 0; word < kWords; ++word) {
-        for (std::size_t i = 0; i < kPair; ++i) {
-          const std::uint64_t lanes = words[word][i];
-          std::memcpy(packed[i] + packed_[word], &lanes, 8);
-        }
-      }
-    });
+    for_pairs(box, packed_rows, placed,
+              [this](const auto& packed, const auto& from, auto is_inside) {
+                Pair words[kWords];
+                const bool whole = is_inside(kWords - 1, 0) && is_inside(kWords - 1, 1);
+                const bool adjacent = whole && from[1] == from[0] + 8;
+                for (std::size_t word = 0; word < kWords; ++word) {
+                  if (adjacent) {
+                    std::memcpy(&words[word], from[0] + placed_[word], 16);
+                    continue;
+                  }
+                  std::uint64_t lanes[kPair] = {};
+                  for (std::size_t i = 0; i < kPair; ++i) {
+                    if (is_inside(word, i)) lanes[i] = load<std::uint64_t>(from[i] + placed_[word]);
+                  }
+                  words[word] = Pair{lanes[0], lanes[1]};
+                }
+                stages_.template take<WordBits>(words);
+                for (std::size_t word = 0; word < kWords; ++word) {
+                  for (std::size_t i = 0; i < kPair; ++i) {
+                    const std::uint64_t lanes = words[word][i];
+                    std::memcpy(packed[i] + packed_[word], &lanes, 8);
+                  }
+                }
+              });
   }
 
  private:

@@ -82,7 +82,7 @@ std::int64_t stretch(const UnitDigits& units, std::int64_t rows, std::int64_t co
 BoxShape choose_box(const UnitDigits& units, std::int64_t row_step, std::int64_t col_step,
                     std::int64_t cols_together) {
   constexpr std::int64_t kRowBytes = 4096;
-  constexpr std::int64_t kSmallBox = 1 << 16;  // bytes
+  constexpr std::int64_t kSmallBox = 1 << 14;  // bytes
   constexpr std::int64_t kLargeBox = 3 << 19;
   constexpr std::int64_t kStretch = 1024;
   const std::int64_t per_byte = 8 / units.unit_bits;

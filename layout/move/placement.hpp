@@ -22,14 +22,15 @@ struct Box {
 struct BoxShape {
   std::int64_t rows = 0;  ///< boxes begin at multiples of these; the last of an axis may be smaller
   std::int64_t cols = 0;  ///< in units
-  /// Bytes from one row to the next in memory; 0: rows may lie anywhere.
-  std::int64_t pitch = 0;
+  std::int64_t pitch = 0;      ///< bytes from one packed row to the next
+  bool rows_anywhere = false;  ///< put takes rows that are not packed, too
 };
 
 /// Memory of one thread.
 struct PlacementScratch {
   std::vector<std::byte> tile;
   std::vector<std::byte> nibbles;
+  std::vector<std::byte> joined;
   std::vector<std::byte> words;
 };
 
@@ -41,10 +42,10 @@ class Placement {
   /// Whether put and take move the bits of words, too. If not, take still does.
   bool puts_words() const { return puts_words_; }
 
-  /// `rows[i]`: the box's columns of its row i.
+  /// `rows[i]`: the box's columns of its row i, `pitch` apart unless they may lie anywhere.
   virtual void put(const Box& box, const std::byte* const* rows, std::byte* placed,
                    PlacementScratch& scratch) const = 0;
-  virtual void take(const Box& box, const std::byte* placed, std::byte* const* rows,
+  virtual void take(const Box& box, const std::byte* placed, std::byte* packed,
                     PlacementScratch& scratch) const = 0;
 
  protected:
@@ -53,8 +54,8 @@ class Placement {
 };
 
 /// Chooses the way for these digits. `words` may be null. `cols_together`: so many first columns of
-/// a row stand side by side in the input, too. nullptr: rows follow each other as they
-/// are, there is nothing to place.
+/// a row stand side by side in the input, too. nullptr: rows follow each other as they are, there
+/// is nothing to place.
 std::unique_ptr<Placement> make_placement(const UnitDigits& units, const BitPermutation* words,
                                           std::int64_t cols_together);
 

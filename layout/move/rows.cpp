@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <utility>
 
 #include "layout/move/copy.hpp"
 #include "layout/move/element.hpp"
+#include "layout/move/stream.hpp"
 
 namespace moeref::move {
 namespace {
@@ -21,29 +24,45 @@ void load_apart(const std::byte* from, std::int64_t stride, std::int64_t count, 
 }  // namespace
 
 RowReader::RowReader(const Axes& axes, const TensorStack& in, const Recoders& recoders)
-    : axes_(axes), in_(in), recoders_(recoders) {}
+    : in_(in), recoders_(recoders) {
+  for (std::int64_t out_row = 0; out_row < axes.rows(); ++out_row) {
+    Source source{axes.pad_row(out_row)};
+    if (source.pad == nullptr) {
+      source.in_row = axes.input_row(out_row);
+      source.half = source.in_row / in.half_rows;
+      source.row = source.in_row % in.half_rows;
+    }
+    sources_.push_back(source);
+    rows_as_stored_.push_back(out_row);
+  }
+  const auto stored = [&](std::int64_t out_row) {
+    const Source& source = sources_[static_cast<std::size_t>(out_row)];
+    return source.pad != nullptr ? nullptr : in.planes[plane(source, 0)].data + bit(source, 0) / 8;
+  };
+  std::stable_sort(rows_as_stored_.begin(), rows_as_stored_.end(),
+                   [&](std::int64_t left, std::int64_t right) {
+                     return std::less<>()(stored(left), stored(right));
+                   });
+}
 
-/// The plane of a row; `row` becomes its number there. Without a division: rows may be short.
-const Plane& RowReader::plane(std::int64_t expert, std::int64_t& row) const {
-  std::int64_t plane = expert * in_.halves;
-  for (; row >= in_.half_rows; row -= in_.half_rows) ++plane;
-  return in_.planes[static_cast<std::size_t>(plane)];
+std::int64_t RowReader::bit(const Source& source, std::int64_t expert) const {
+  const Plane& from = in_.planes[plane(source, expert)];
+  return (from.origin + source.row * from.row_stride) * in_.element_bits;
 }
 
 RowReader::Row RowReader::row(std::int64_t expert, std::int64_t out_row) const {
-  if (const std::byte* pad = axes_.pad_row(out_row)) return {expert, 0, true, pad};
-  const std::int64_t in_row = axes_.input_row(out_row);
-  if (!recoders_.empty()) return {expert, in_row, false, nullptr};
-  std::int64_t row = in_row;
-  const Plane& from = plane(expert, row);
-  const std::int64_t bit = (from.origin + row * from.row_stride) * in_.element_bits;
-  const bool side_by_side = from.col_stride == 1 && bit % 8 == 0;
-  return {expert, in_row, false, side_by_side ? from.data + bit / 8 : nullptr};
+  const Source& source = sources_[static_cast<std::size_t>(out_row)];
+  if (source.pad != nullptr) return {expert, &source, source.pad};
+  if (!recoders_.empty()) return {expert, &source, nullptr};
+  const Plane& from = in_.planes[plane(source, expert)];
+  const std::int64_t first = bit(source, expert);
+  const bool side_by_side = from.col_stride == 1 && first % 8 == 0;
+  return {expert, &source, side_by_side ? from.data + first / 8 : nullptr};
 }
 
 void RowReader::read(const Row& row, const ColumnWindow& window, std::byte* to,
                      RecodeScratch& scratch) const {
-  if (row.pad) {
+  if (row.source->pad != nullptr) {
     copy_bytes(row.bytes + window.byte, to, window.bytes);
     return;
   }
@@ -66,7 +85,7 @@ void RowReader::read_columns(const Row& row, std::int64_t col, std::int64_t coun
     return;
   }
   int bits = in_.element_bits;
-  const std::byte* from = in_.contiguous(row.expert, row.in_row, col);
+  const std::byte* from = in_.contiguous(row.expert, row.source->in_row, col);
   if (from == nullptr) {
     make_room(scratch.piece, count * bits / 8);
     load(row, col, count, scratch.piece.data());
@@ -78,7 +97,7 @@ void RowReader::read_columns(const Row& row, std::int64_t col, std::int64_t coun
     const std::int64_t size = count * recoder->out_bits() / 8;
     if (!last) make_room(scratch.next, size);
     std::byte* next = last ? to : scratch.next.data();
-    recoder->rewrite({row.expert, row.in_row, col},
+    recoder->rewrite({row.expert, row.source->in_row, col},
                      {from, static_cast<std::size_t>(count * bits / 8)},
                      {next, static_cast<std::size_t>(size)});
     bits = recoder->out_bits();
@@ -90,14 +109,14 @@ void RowReader::read_columns(const Row& row, std::int64_t col, std::int64_t coun
 }
 
 void RowReader::load(const Row& row, std::int64_t col, std::int64_t count, std::byte* to) const {
-  std::int64_t in_row = row.in_row;
-  const Plane& plane = this->plane(row.expert, in_row);
+  const Plane& plane = in_.planes[this->plane(*row.source, row.expert)];
   const int width = in_.element_bits / 8;
   if (plane.col_stride == 1 || width == 0) {
-    in_.read(row.expert, row.in_row, col, count, to);
+    in_.read(row.expert, row.source->in_row, col, count, to);
     return;
   }
-  const std::int64_t first = plane.origin + in_row * plane.row_stride + col * plane.col_stride;
+  const std::int64_t first =
+      plane.origin + row.source->row * plane.row_stride + col * plane.col_stride;
   const std::byte* from = plane.data + first * width;
   const std::int64_t stride = plane.col_stride * width;
   if (width == 1) load_apart<1>(from, stride, count, to);
@@ -113,23 +132,18 @@ RowWriter::RowWriter(const IndexMap& map, const Axes& axes, std::span<const std:
       recoders_(recoders),
       out_(out),
       bits_(map.element_bits),
-      restored_bits_(restored_bits(map, recoders)) {}
-
-bool RowWriter::is_first(std::int64_t out_row) const {
-  return axes_.pad_row(out_row) == nullptr && axes_.first_row(axes_.input_row(out_row)) == out_row;
+      restored_bits_(restored_bits(map, recoders)),
+      in_row_bytes_(map.in_cols * bits_ / 8),
+      as_they_are_(recoders.empty() || !recoders.back()->invertible()) {
+  if (map.out_elements() == 0) return;
+  for (std::int64_t row = 0; row < axes.rows(); ++row) {
+    const std::int64_t in_row = axes.pad_row(row) == nullptr ? axes.input_row(row) : -1;
+    first_of_.push_back(in_row >= 0 && axes.first_row(in_row) == row ? in_row : -1);
+  }
 }
 
 std::byte* RowWriter::target(std::int64_t expert, std::int64_t in_row, std::int64_t col) const {
   return out_.data() + ((expert * map_.in_rows + in_row) * map_.in_cols + col) * restored_bits_ / 8;
-}
-
-std::byte* RowWriter::find(std::int64_t expert, std::int64_t out_row,
-                           const ColumnWindow& window) const {
-  const bool restores = !recoders_.empty() && recoders_.back()->invertible();
-  if (restores || !window.is_one_run() || window.pieces.front().copy || !is_first(out_row)) {
-    return nullptr;
-  }
-  return target(expert, axes_.input_row(out_row), window.pieces.front().in_col);
 }
 
 void RowWriter::write(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
@@ -139,17 +153,22 @@ void RowWriter::write(std::int64_t expert, std::int64_t out_row, const ColumnWin
                pad + window.byte, report);
     return;
   }
-  const bool first_row = is_first(out_row);
+  const std::int64_t in_row = first_of(out_row);
+  std::byte* const to = out_.data() + (expert * map_.in_rows + in_row) * in_row_bytes_;
   for (const ColumnPiece& piece : window.pieces) {
     const std::byte* at = from + piece.byte;
-    if (piece.pad) {
+    if (piece.pad && is_filled(at, piece.fill, piece.bytes)) {
+      report.pads += piece.count;
+    } else if (piece.pad) {
       make_room(scratch.zeros, piece.bytes);
       fill_bytes(scratch.zeros.data(), piece.fill, piece.bytes);
       check_pads(expert, out_row, piece.out_col, piece.count, at, scratch.zeros.data(), report);
-    } else if (piece.copy || !first_row) {
+    } else if (piece.copy || in_row < 0) {
       check_copies(expert, out_row, window, piece, at, scratch, report);
+    } else if (as_they_are_) {
+      stream_bytes(at, to + piece.in_byte, piece.bytes);
     } else {
-      restore(expert, axes_.input_row(out_row), piece.in_col, piece.count, at, scratch.recode);
+      restore(expert, in_row, piece.in_col, piece.count, at, scratch.recode);
     }
   }
 }
@@ -168,7 +187,7 @@ void RowWriter::restore(std::int64_t expert, std::int64_t in_row, std::int64_t c
     from = scratch.piece.data();
     bits = before;
   }
-  copy_bytes(from, to, count * bits / 8);
+  stream_bytes(from, to, count * bits / 8);
 }
 
 void RowWriter::write_zeros(std::int64_t expert, std::int64_t in_row, ColumnSpan cols,
@@ -184,7 +203,7 @@ void RowWriter::write_dropped_row(std::int64_t expert, std::int64_t in_row,
 
 void RowWriter::write_dropped_cols(std::int64_t expert, std::int64_t out_row,
                                    Scratch& scratch) const {
-  if (axes_.dropped_cols().empty() || !is_first(out_row)) return;
+  if (first_of(out_row) < 0) return;
   for (const ColumnSpan& cols : axes_.dropped_cols()) {
     write_zeros(expert, axes_.input_row(out_row), cols, scratch);
   }

@@ -22,18 +22,27 @@ class RowReader {
  public:
   RowReader(const Axes& axes, const TensorStack& in, const Recoders& recoders);
 
+  /// All output rows in the order in which the stack has them; rows of padding come first.
+  const std::vector<std::int64_t>& rows_as_stored() const { return rows_as_stored_; }
+
+  /// Where an output row comes from, in any expert.
+  struct Source {
+    const std::byte* pad;     ///< all bytes of a row of padding, or nullptr and
+    std::int64_t in_row = 0;  ///< a row of the input, which is
+    std::int64_t half = 0;
+    std::int64_t row = 0;  ///< this row of a half
+  };
   /// An output row. `bytes`: of padding, or of the input row where no code is rewritten and its
   /// columns lie side by side; otherwise nullptr.
   struct Row {
     std::int64_t expert = 0;
-    std::int64_t in_row = 0;
-    bool pad = false;
+    const Source* source = nullptr;
     const std::byte* bytes = nullptr;
   };
   Row row(std::int64_t expert, std::int64_t out_row) const;
   /// The window's bytes if they lie somewhere as they are, or nullptr.
   static const std::byte* find(const Row& row, const ColumnWindow& window) {
-    if (row.pad) return row.bytes + window.byte;
+    if (row.source->pad != nullptr) return row.bytes + window.byte;
     const bool as_it_is = row.bytes != nullptr && window.is_one_run();
     return as_it_is ? row.bytes + window.pieces.front().in_byte : nullptr;
   }
@@ -41,14 +50,19 @@ class RowReader {
             RecodeScratch& scratch) const;
 
  private:
-  const Plane& plane(std::int64_t expert, std::int64_t& row) const;
+  std::size_t plane(const Source& source, std::int64_t expert) const {
+    return static_cast<std::size_t>(expert * in_.halves + source.half);
+  }
+  /// Of the row's first column, in its plane.
+  std::int64_t bit(const Source& source, std::int64_t expert) const;
   void read_columns(const Row& row, std::int64_t col, std::int64_t count, std::byte* to,
                     RecodeScratch& scratch) const;
   void load(const Row& row, std::int64_t col, std::int64_t count, std::byte* to) const;
 
-  const Axes& axes_;
   const TensorStack& in_;
   const Recoders& recoders_;
+  std::vector<Source> sources_;
+  std::vector<std::int64_t> rows_as_stored_;
 };
 
 /// Takes the output rows of a map apart: elements go back to the dense input, pads and copies are
@@ -67,8 +81,6 @@ class RowWriter {
     std::int64_t first_row = -1;
     std::int64_t first_byte = -1;
   };
-  /// Where the window of an output row goes as it is, with nothing to check, or nullptr.
-  std::byte* find(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window) const;
   /// Writes the elements of a packed window and checks the rest.
   void write(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
              const std::byte* from, Scratch& scratch, UndoReport& report) const;
@@ -77,7 +89,10 @@ class RowWriter {
   void write_dropped_cols(std::int64_t expert, std::int64_t out_row, Scratch& scratch) const;
 
  private:
-  bool is_first(std::int64_t out_row) const;
+  /// The input row that an output row holds before any other does; -1: none.
+  std::int64_t first_of(std::int64_t out_row) const {
+    return first_of_[static_cast<std::size_t>(out_row)];
+  }
   std::byte* target(std::int64_t expert, std::int64_t in_row, std::int64_t col) const;
   void restore(std::int64_t expert, std::int64_t in_row, std::int64_t col, std::int64_t count,
                const std::byte* from, RecodeScratch& scratch) const;
@@ -100,6 +115,9 @@ class RowWriter {
   std::span<std::byte> out_;
   int bits_;
   int restored_bits_;
+  std::int64_t in_row_bytes_;
+  bool as_they_are_;  ///< no code is rewritten
+  std::vector<std::int64_t> first_of_;
 };
 
 }  // namespace moeref::move
