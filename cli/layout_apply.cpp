@@ -113,6 +113,7 @@ void apply_steps(const Arguments& arguments, const GlobalOptions& global) {
   if (arguments.tensor.empty()) {
     fail("--steps", "takes one tensor; name it after the file {}", arguments.source);
   }
+  need_order(arguments.single);
   const auto file = SafetensorsFile::open(arguments.source);
   const TensorView& view = file->at(arguments.tensor);
   if (view.shape.empty() || view.shape.size() > 3 || element_count(view.shape) == 0) {
@@ -164,7 +165,10 @@ void add_layout_apply(CLI::App& layout, const GlobalOptions& global) {
   command->add_option("--format", arguments->format,
                       "weight format of logical tensors, if the file does not say it");
   add_single_options(*command, arguments->single);
-  command->get_option("--steps")->excludes(layer)->excludes(backend);
+  CLI::Option* steps = command->get_option("--steps")->excludes(layer)->excludes(backend);
+  for (const char* of_layers : {"--option", "--tp", "--ep", "--format"}) {
+    steps->excludes(command->get_option(of_layers));
+  }
   command->add_option("-o,--out", arguments->out, "file to write")->required();
   command->footer(
       "Examples:\n"

@@ -18,6 +18,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kMostSize = std::int64_t{1} << 31;
+constexpr std::int64_t kMostEmpty = 1 << 16;  ///< sizes of a rank that may have no elements
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 40;
 
 /// The vectors of ExpertScalars by name, and how many numbers each has if it is there.
@@ -25,23 +26,30 @@ struct ScalarField {
   const char* name;
   std::vector<float> ExpertScalars::*values;
   std::int64_t (*count)(const LayerShape& shape);
+  bool (*needed)(const LayerShape& shape);
 };
+
+bool with_global_scales(const LayerShape& shape) { return has_global_scales(shape.weight_format); }
+bool always(const LayerShape&) { return true; }
+bool if_stored(const LayerShape&) { return false; }
 
 constexpr std::array kScalarFields{
     ScalarField{"w13_scale", &ExpertScalars::w13_scale,
-                [](const LayerShape& shape) { return shape.experts * shape.halves(); }},
+                [](const LayerShape& shape) { return shape.experts * shape.halves(); },
+                with_global_scales},
     ScalarField{"w2_scale", &ExpertScalars::w2_scale,
-                [](const LayerShape& shape) { return shape.experts; }},
+                [](const LayerShape& shape) { return shape.experts; }, with_global_scales},
     ScalarField{"w13_input_scale", &ExpertScalars::w13_input_scale,
-                [](const LayerShape& shape) { return shape.total_experts * shape.halves(); }},
+                [](const LayerShape& shape) { return shape.total_experts * shape.halves(); },
+                if_stored},
     ScalarField{"w2_input_scale", &ExpertScalars::w2_input_scale,
-                [](const LayerShape& shape) { return shape.total_experts; }},
+                [](const LayerShape& shape) { return shape.total_experts; }, if_stored},
     ScalarField{"alpha", &ExpertScalars::alpha,
-                [](const LayerShape& shape) { return shape.experts; }},
-    ScalarField{"beta", &ExpertScalars::beta,
-                [](const LayerShape& shape) { return shape.experts; }},
+                [](const LayerShape& shape) { return shape.experts; }, always},
+    ScalarField{"beta", &ExpertScalars::beta, [](const LayerShape& shape) { return shape.experts; },
+                always},
     ScalarField{"limit", &ExpertScalars::limit,
-                [](const LayerShape& shape) { return shape.experts; }},
+                [](const LayerShape& shape) { return shape.experts; }, always},
 };
 
 json to_json(const LayerShape& shape) {
@@ -70,12 +78,13 @@ LayerShape shape_from_json(const Fields& fields, std::int64_t most) {
   LayerShape shape;
   shape.model = one_line(fields.string("model"));
   shape.weight_format = fields.string("weight_format");
-  shape.experts = fields.integer("experts", 1, most);
+  const std::int64_t most_size = std::max(most, kMostEmpty);
+  shape.experts = fields.integer("experts", 1, most_size);
   shape.total_experts = fields.integer("total_experts", shape.experts, kMostSize);
   shape.first_expert = fields.integer("first_expert", 0, shape.total_experts - shape.experts);
-  shape.hidden = fields.integer("hidden", 1, most);
-  shape.intermediate = fields.integer("intermediate", 0, most);
-  shape.stride = fields.integer("stride", std::max<std::int64_t>(shape.intermediate, 1), most);
+  shape.hidden = fields.integer("hidden", 1, most_size);
+  shape.intermediate = fields.integer("intermediate", 0, most_size);
+  shape.stride = fields.integer("stride", std::max<std::int64_t>(shape.intermediate, 1), most_size);
   shape.full_intermediate = fields.integer("full_intermediate", shape.intermediate, kMostSize);
   shape.gated = fields.boolean("gated");
   shape.bias = fields.boolean("bias");
@@ -114,7 +123,7 @@ void check_stack(const Fields& fields, const TensorStack& stack, const LayerShap
 
 std::vector<float> floats_from_json(const Fields& fields, const char* key) {
   std::vector<float> values;
-  const json& list = fields.all().at(key);
+  const json& list = fields.at(key);
   if (!list.is_array()) fail(fields.subject(), "{} is no list", key);
   for (const json& bits : list) {
     if (!bits.is_number_unsigned() || bits.get<std::uint64_t>() > 0xFFFF'FFFFu) {
@@ -140,7 +149,7 @@ json to_json(const ExpertScalars& scalars) {
 ExpertScalars scalars_from_json(const Fields& fields, const LayerShape& shape) {
   ExpertScalars scalars;
   for (const ScalarField& field : kScalarFields) {
-    if (!fields.has(field.name)) continue;
+    if (!fields.has(field.name) && !field.needed(shape)) continue;
     std::vector<float>& values = scalars.*field.values;
     values = floats_from_json(fields, field.name);
     const std::int64_t needed = field.count(shape);
@@ -223,8 +232,8 @@ TensorStack stack_from_json(const Fields& fields, std::int64_t experts, std::int
   }
   stack.experts = experts;
   stack.halves = static_cast<int>(fields.integer("halves", 1, 2));
-  stack.half_rows = fields.integer("half_rows", 0, most);
-  stack.cols = fields.integer("cols", 0, most);
+  stack.half_rows = fields.integer("half_rows", 0, std::max(most, kMostEmpty));
+  stack.cols = fields.integer("cols", 0, std::max(most, kMostEmpty));
   stack.block_rows = block_from_json(fields, "block_rows");
   stack.block_cols = block_from_json(fields, "block_cols");
   if (!fits(experts * stack.halves, stack.half_rows, stack.cols, most) ||

@@ -15,6 +15,8 @@ class Fields {
  public:
   Fields(std::string subject, const nlohmann::json& object);
 
+  /// Any value. Error: absent.
+  const nlohmann::json& at(const char* key) const;
   bool has(const char* key) const { return object_->contains(key); }
   std::int64_t integer(const char* key, std::int64_t least, std::int64_t most) const;
   bool boolean(const char* key) const;
@@ -24,8 +26,6 @@ class Fields {
   const std::string& subject() const { return subject_; }
 
  private:
-  const nlohmann::json& at(const char* key) const;
-
   std::string subject_;
   const nlohmann::json* object_;
 };

@@ -54,6 +54,19 @@ int element_bits(const SingleTensor& single, const std::string& subject, DType d
        name(dtype), bits);
 }
 
+void need_order(const SingleTensor& single) {
+  if (!single.order.empty()) return;
+  for (const Step& step : parse_steps("--steps", single.steps)) {
+    if (std::holds_alternative<SwapHalves>(step) ||
+        std::holds_alternative<InterleaveHalves>(step)) {
+      fail("--order",
+           "is needed: {} moves the halves of the rows; give gate_up, up_gate, "
+           "interleaved, or none for a tensor without halves",
+           describe(step));
+    }
+  }
+}
+
 void set_block(const SingleTensor& single, TensorStack& stack) {
   if (single.block.empty()) return;
   constexpr std::int64_t kMost = 1 << 20;
@@ -69,6 +82,7 @@ PreparedFile open_foreign(const ForeignTensor& foreign, const SingleTensor& sing
   if (foreign.tensor.empty() || foreign.shape.empty()) {
     fail("--steps", "takes a file, a tensor's name and --shape, that of the logical tensor");
   }
+  need_order(single);
   PreparedFile opened;
   opened.file = SafetensorsFile::open(foreign.file);
   const TensorView& view = opened.file->at(foreign.tensor);

@@ -20,6 +20,8 @@ struct SingleTensor {
 void add_single_options(CLI::App& command, SingleTensor& single);
 /// Element size and block of a stack as the options say. Error: bits that do not fit the dtype.
 int element_bits(const SingleTensor& single, const std::string& subject, DType dtype);
+/// Error: steps that move halves, and no --order that says where the halves are.
+void need_order(const SingleTensor& single);
 void set_block(const SingleTensor& single, TensorStack& stack);
 
 /// A prepared tensor of any file, of which the command line tells the steps and what was prepared.

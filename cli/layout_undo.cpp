@@ -130,6 +130,24 @@ void print_undoing(const Undoing& undoing) {
   }
 }
 
+json report_of(const FactorCheck& check) {
+  json entry{{"tensor", check.name},
+             {"factors", check.count},
+             {"recomputed", check.recomputed},
+             {"wrong", check.wrong}};
+  if (!check.first_wrong.empty()) entry["first_wrong"] = check.first_wrong;
+  return entry;
+}
+
+void print_factors(const FactorCheck& check) {
+  const std::string found =
+      check.recomputed
+          ? count_text(check.count, check.wrong, "factors")
+          : fmt::format(", {} factors, not recomputed: made from all block scales", check.count);
+  fmt::print("  {:24} {}\n", check.name, found.substr(2));
+  if (!check.first_wrong.empty()) fmt::print("    first: {}\n", check.first_wrong);
+}
+
 void run_undo(const Arguments& arguments, const GlobalOptions& global) {
   std::error_code unreadable;
   if (std::filesystem::equivalent(arguments.out, arguments.input.file, unreadable)) {
@@ -141,25 +159,32 @@ void run_undo(const Arguments& arguments, const GlobalOptions& global) {
   CaseWriter writer;
   add_undone(writer, file, undoings, global.threads);
   if (whole_layer) add_logical_scalars(writer, *file.layer.source);
+  const std::vector<FactorCheck> factors =
+      whole_layer ? check_factors(file) : std::vector<FactorCheck>{};
   writer.write(arguments.out, metadata_of(file, undoings, whole_layer));
   bool right = true;
   for (Undoing& undoing : undoings) {
     explain_wrong(file, undoing);
     right = right && undoing.is_right();
   }
+  for (const FactorCheck& check : factors) right = right && check.wrong == 0;
   const std::vector<std::string> absent =
       whole_layer ? absent_of(file, undoings) : std::vector<std::string>{};
   if (global.json) {
     json report{{"file", arguments.out}, {"right", right}, {"absent", absent}};
     report["tensors"] = json::array();
     for (const Undoing& undoing : undoings) report["tensors"].push_back(report_of(undoing));
+    report["factors"] = json::array();
+    for (const FactorCheck& check : factors) report["factors"].push_back(report_of(check));
     print_json(report);
   } else if (!global.quiet) {
     for (const Undoing& undoing : undoings) print_undoing(undoing);
+    for (const FactorCheck& check : factors) print_factors(check);
     if (!absent.empty()) {
       fmt::print("  not among the prepared tensors: {}\n", fmt::join(absent, ", "));
     }
-    fmt::print("{}\n-> {}\n", right ? "every pad and every copy is right" : "WRONG", arguments.out);
+    fmt::print("{}\n-> {}\n", right ? "every pad, copy and factor is right" : "WRONG",
+               arguments.out);
   }
   if (!right) throw ExitWith{1};
 }
@@ -168,8 +193,8 @@ void run_undo(const Arguments& arguments, const GlobalOptions& global) {
 
 void add_layout_undo(CLI::App& layout, const GlobalOptions& global) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command =
-      layout.add_subcommand("undo", "prepared tensors back to logical ones; checks every pad");
+  CLI::App* command = layout.add_subcommand(
+      "undo", "prepared tensors back to logical ones; checks every pad, copy and factor");
   command
       ->add_option("file", arguments->input.file,
                    "file of layout apply or of golden --weights; with --steps any tensor file")
@@ -183,7 +208,9 @@ void add_layout_undo(CLI::App& layout, const GlobalOptions& global) {
   command->add_option("-o,--out", arguments->out, "file to write")->required();
   command->footer(
       "Writes w13 (gate rows, then up rows), w13_scale, w2, ... with what a later apply needs.\n"
-      "Exit code 1 if a pad or a copy does not hold what the layout says.\n"
+      "Exit code 1 if a pad or a copy does not hold what the layout says, or a factor is not what "
+      "its\n"
+      "formula gives.\n"
       "Examples:\n"
       "  moeref layout undo prepared.safetensors -o logical.safetensors\n"
       "  moeref layout undo gpu.safetensors w13_sf --steps swizzle_128x4 --shape 8,512,16 \\\n"

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <optional>
 
@@ -142,6 +143,21 @@ std::string place_text(const PreparedFile& file, const Undoing& undoing, std::in
                      describe(meaning));
 }
 
+/// A tensor of `count` factors as stored.
+std::vector<float> stored_factors(const PreparedFile& file, const std::string& name,
+                                  std::size_t count) {
+  const std::string subject = file.subject(name);
+  const TensorView* view = file.file->find(file.prefix + name);
+  if (view == nullptr) fail(subject, "is missing; the backend passes {} factors", count);
+  if (view->dtype != DType::f32 || view->bytes.size() != count * sizeof(float)) {
+    fail(subject, "is {} {}, its metadata need {} F32; the two belong to other files",
+         moeref::name(view->dtype), to_string(view->shape), count);
+  }
+  std::vector<float> values(count);
+  std::memcpy(values.data(), view->bytes.data(), view->bytes.size());
+  return values;
+}
+
 }  // namespace
 
 std::vector<Undoing> plan_undo(const PreparedFile& file, bool single) {
@@ -180,6 +196,30 @@ void add_undone(CaseWriter& writer, const PreparedFile& file, std::vector<Undoin
     writer.add({undoing.written_as, undoing.restoration.dtype, undone_shape(undoing, is_bias)},
                [&undoing, threads](const Sink& sink) { put_undone(undoing, threads, sink); });
   }
+}
+
+std::vector<FactorCheck> check_factors(const PreparedFile& file) {
+  std::vector<FactorCheck> checks;
+  const LayerTensors& source = *file.layer.source;
+  for (const ScalarRecipe& recipe : file.layer.recipe.scalars) {
+    FactorCheck check;
+    check.name = recipe.name;
+    check.recomputed = recipe.values != nullptr;
+    std::vector<float> wanted(static_cast<std::size_t>(source.shape.experts));
+    if (check.recomputed) wanted = recipe.values(source.scalars, source.shape);
+    if (wanted.empty() && file.file->find(file.prefix + recipe.name) == nullptr) continue;
+    const std::vector<float> stored = stored_factors(file, recipe.name, wanted.size());
+    check.count = static_cast<std::int64_t>(stored.size());
+    for (std::size_t i = 0; check.recomputed && i < stored.size(); ++i) {
+      const auto has = std::bit_cast<std::uint32_t>(stored[i]);
+      const auto needs = std::bit_cast<std::uint32_t>(wanted[i]);
+      if (has == needs || check.wrong++ > 0) continue;
+      check.first_wrong = fmt::format("[{}] holds {} ({:#010x}), needs {} ({:#010x}) = {}", i,
+                                      stored[i], has, wanted[i], needs, recipe.formula);
+    }
+    checks.push_back(std::move(check));
+  }
+  return checks;
 }
 
 void explain_wrong(const PreparedFile& file, Undoing& undoing) {

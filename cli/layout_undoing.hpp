@@ -44,6 +44,19 @@ std::vector<Undoing> plan_undo(const PreparedFile& file, bool single);
 void add_undone(CaseWriter& writer, const PreparedFile& file, std::vector<Undoing>& undoings,
                 int threads);
 
+/// A prepared tensor of factors, held against its formula.
+struct FactorCheck {
+  std::string name;
+  std::int64_t count = 0;   ///< factors in the file
+  bool recomputed = false;  ///< false: all block scales enter the formula; only the size is checked
+  std::int64_t wrong = 0;   ///< factors of other bits than the formula gives
+  std::string first_wrong;
+};
+
+/// Every factor tensor that the backend passes for the layer. Error: one is missing, is not F32,
+/// has another number of factors, or is there although the backend passes none.
+std::vector<FactorCheck> check_factors(const PreparedFile& file);
+
 /// What stands where a pad or a copy is wrong: fills first_wrong.
 void explain_wrong(const PreparedFile& file, Undoing& undoing);
 

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "io/json_file.hpp"
-#include "quant/nearest_names.hpp"
 #include "quant/error.hpp"
+#include "quant/nearest_names.hpp"
 #include "quant/parallel.hpp"
 
 namespace moeref::cli {

@@ -7,8 +7,10 @@
 #include <charconv>
 #include <set>
 
+#include "io/json_file.hpp"
 #include "layout/backend.hpp"
 #include "quant/error.hpp"
+#include "quant/nearest_names.hpp"
 
 namespace moeref::cli {
 namespace {
@@ -86,7 +88,8 @@ std::vector<std::string> parse_backends(const std::string& text) {
   std::vector<std::string> names;
   for (const std::string_view name : split(text, ',')) {
     if (std::find(known.begin(), known.end(), name) == known.end()) {
-      fail("--backend", "'{}' is unknown; known: {}", name, fmt::join(known, ", "));
+      fail("--backend", "'{}' is unknown; is it {}? `moeref layout list` shows all", one_line(name),
+           fmt::join(nearest_names(name, known), " or "));
     }
     names.emplace_back(name);
   }

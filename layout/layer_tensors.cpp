@@ -101,6 +101,10 @@ std::vector<float> per_expert(const std::vector<float>& values, float all, std::
 
 std::string_view name(Slot slot) { return kSlotNames[static_cast<std::size_t>(slot)]; }
 
+bool has_global_scales(std::string_view weight_format) {
+  return weight_format == "nvfp4" || weight_format == "nvfp4_ct" || weight_format == "fp8_tensor";
+}
+
 const TensorStack& LayerTensors::at(Slot slot) const {
   const TensorStack* stack = find(slot);
   if (stack == nullptr) {

@@ -58,6 +58,9 @@ struct ExpertScalars {
   std::vector<float> limit;  ///< kNoLimit where there is none
 };
 
+/// Whether layers of a weight format have ExpertScalars::w13_scale and w2_scale.
+bool has_global_scales(std::string_view weight_format);
+
 /// A logical layer as layouts read it. A view into the layer's storage.
 struct LayerTensors {
   LayerShape shape;

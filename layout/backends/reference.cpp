@@ -12,19 +12,18 @@ struct FormatParts {
   std::string_view name;
   Format codes;
   bool block_scales;
-  bool factors;  ///< one number per expert and projection
 };
 constexpr std::array<FormatParts, 10> kParts{{
-    {"mxfp4", Format::e2m1, true, false},
-    {"nvfp4", Format::e2m1, true, true},
-    {"nvfp4_ct", Format::e2m1, true, true},
-    {"fp8_tensor", Format::e4m3, false, true},
-    {"fp8_channel", Format::e4m3, true, false},
-    {"fp8_block", Format::e4m3, true, false},
-    {"mxfp8", Format::e4m3, true, false},
-    {"bf16", Format::bf16, false, false},
-    {"f16", Format::f16, false, false},
-    {"f32", Format::f32, false, false},
+    {"mxfp4", Format::e2m1, true},
+    {"nvfp4", Format::e2m1, true},
+    {"nvfp4_ct", Format::e2m1, true},
+    {"fp8_tensor", Format::e4m3, false},
+    {"fp8_channel", Format::e4m3, true},
+    {"fp8_block", Format::e4m3, true},
+    {"mxfp8", Format::e4m3, true},
+    {"bf16", Format::bf16, false},
+    {"f16", Format::f16, false},
+    {"f32", Format::f32, false},
 }};
 
 const FormatParts& parts_of(const LayerShape& shape) {
@@ -45,7 +44,7 @@ Format scale_format(const LayerShape& shape) {
     case DType::u8:
     case DType::i8:
     case DType::f8_e8m0:
-      return parts_of(shape).factors ? Format::e4m3 : Format::e8m0;
+      return has_global_scales(shape.weight_format) ? Format::e4m3 : Format::e8m0;
     default:
       fail(shape.model, "has {} block scales, which no weight format has", name(shape.scale_dtype));
   }
@@ -59,7 +58,7 @@ std::vector<ScalarRecipe> stored_scalars(const FormatParts& parts) {
         [values](const ExpertScalars& scalars, const LayerShape&) { return scalars.*values; }};
   };
   std::vector<ScalarRecipe> scalars;
-  if (parts.factors) {
+  if (has_global_scales(parts.name)) {
     const std::string end = parts.block_scales ? "_scale_2" : "_scale";
     scalars.push_back(stored("w13" + end, &ExpertScalars::w13_scale, "as stored [e][gate, up]"));
     scalars.push_back(stored("w2" + end, &ExpertScalars::w2_scale, "as stored [e]"));
@@ -83,7 +82,7 @@ KernelReading reading(const LayerShape& shape, const FormatParts& parts) {
     kernel.block_cols = shape.block_cols;
     kernel.w13_scale = kernel.w2_scale = decode_as(scale_format(shape));
   }
-  if (parts.factors) {
+  if (has_global_scales(parts.name)) {
     const std::string end = parts.block_scales ? "_scale_2" : "_scale";
     const std::int64_t halves = shape.halves();
     kernel.gate_factor = factor_from("w13" + end, halves, 0);

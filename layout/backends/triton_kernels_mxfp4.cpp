@@ -5,6 +5,7 @@
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/backends/swiglu_numbers.hpp"
 #include "layout/recode/float_cast.hpp"
+#include "layout/recode/ue8m0.hpp"
 #include "layout/recode/upcast.hpp"
 #include "layout/tiles/triton.hpp"
 
@@ -91,11 +92,12 @@ void add_mxfp4(Recipe& recipe, const Swizzle& swizzle, const Options& options, c
   const Steps scales = swizzle.scales(options);
   const Steps w13 = sizes.rows13() + sizes.cols13();
   const Steps w2 = sizes.rows2() + sizes.cols2();
+  const auto exponents = [](Slot slot) { return Steps{recode::power_of_two_scales(slot)}; };
   recipe.tensors = {
       tensor("w13", Slot::w13, w13, rows + values),
-      tensor("w13_scale", Slot::w13_scale, w13, rows + scales),
+      tensor("w13_scale", Slot::w13_scale, exponents(Slot::w13_scale) + w13, rows + scales),
       tensor("w2", Slot::w2, w2, values),
-      tensor("w2_scale", Slot::w2_scale, w2, scales),
+      tensor("w2_scale", Slot::w2_scale, exponents(Slot::w2_scale) + w2, scales),
   };
   const ScaleDecoder decoder =
       swizzle.shifts_scales ? decode_shifted_e8m0() : decode_as(Format::e8m0);

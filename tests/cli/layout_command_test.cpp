@@ -270,6 +270,18 @@ TEST(LayoutApply, RefusesWhatDoesNotFit) {
   EXPECT_FALSE(fs::exists(folder / "out"));
 }
 
+TEST(LayoutApply, RefusesStepsThatSayTooLittleOrTooMuch) {
+  const TempFolder folder;
+  const std::string in = (folder / "in").string();
+  expect_done("layout apply " + kNvfp4 + " -q --backend reference -o " + in);
+  const std::string apply = "layout apply " + in + " w13 -o " + (folder / "out").string();
+  expect_refused(apply + " --steps swap_halves", {"--order", "swap_halves"});
+  expect_refused(apply + " --steps \"pad_rows(4)\" --tp 0/2", {"--steps", "--tp"});
+  expect_refused(apply + " --steps \"pad_rows(4)\" --option a=b", {"--steps", "--option"});
+  expect_refused("golden " + kGptOss + " --backend flashinfer_trtlm_mxfp4 -o " + in,
+                 {"flashinfer_trtllm_mxfp4"});
+}
+
 TEST(LayoutApply, PutsOneTensorThroughSteps) {
   const TempFolder folder;
   const auto path = [&](const char* name) { return (folder / name).string(); };
@@ -360,6 +372,53 @@ TEST(LayoutUndo, NamesAWrongCopy) {
 }
 
 // ---------------------------------------------------------------- explain
+
+TEST(LayoutUndo, NamesAWrongFactor) {
+  const TempFolder folder;
+  const auto path = [&](const char* name) { return (folder / name).string(); };
+  const std::string undo = "layout undo " + path("changed") + " -o " + path("out");
+  for (const std::string& backend :
+       {kTrtllm, std::string("reference"), std::string("marlin_nvfp4")}) {
+    SCOPED_TRACE(backend);
+    expect_done("layout apply " + kNvfp4 + " -q --backend " + backend + " -o " + path("prepared"));
+    expect_done("layout undo " + path("prepared") + " -q -o " + path("out"));
+    int recomputed = 0;
+    const json report = json_of("layout undo " + path("prepared") + " -o " + path("out"));
+    EXPECT_FALSE(report["factors"].empty());
+    for (const json& factors : report["factors"]) {
+      const auto name = factors["tensor"].get<std::string>();
+      EditableFile file(path("prepared"));
+      file[name].bytes.back() ^= std::byte{1};
+      file.write(path("changed"));
+      const bool checked = factors["recomputed"].get<bool>();
+      recomputed += checked ? 1 : 0;
+      const json changed_report = json_of(undo, checked ? 1 : 0);
+      for (const json& entry : changed_report["factors"]) {
+        const bool changed = entry["tensor"] == name && entry["recomputed"].get<bool>();
+        EXPECT_EQ(entry["wrong"], changed ? 1 : 0) << entry;
+      }
+      file[name].bytes.resize(file[name].bytes.size() - 4);
+      file[name].shape = {static_cast<std::int64_t>(file[name].bytes.size() / 4)};
+      file.write(path("changed"));
+      expect_refused(undo, {name, "F32"});
+      file.tensors.erase(name);
+      file.write(path("changed"));
+      expect_refused(undo, {name, "missing"});
+    }
+    EXPECT_EQ(recomputed > 0, backend != "marlin_nvfp4");
+  }
+}
+
+TEST(LayoutUndo, GivesBackAnEmptyRank) {
+  const TempFolder folder;
+  const auto path = [&](const char* name) { return (folder / name).string(); };
+  const std::string empty = " -q --backend flashinfer_trtllm_mxfp4 --tp 7/8 -o ";
+  expect_done("layout apply " + kGptOss + empty + path("prepared"));
+  expect_done("layout undo " + path("prepared") + " -q -o " + path("logical"));
+  expect_done("layout apply " + path("logical") + " -q --backend flashinfer_trtllm_mxfp4 -o " +
+              path("again"));
+  EXPECT_TRUE(tensors_of(path("prepared")) == tensors_of(path("again")));
+}
 
 TEST(LayoutExplain, AnswersInBothDirections) {
   const TempFolder folder;
@@ -487,6 +546,7 @@ void use(const fs::path& path, const fs::path& out) {
     cli::add_undone(writer, file, undoings, 1);
     writer.write(out, {});
     for (cli::Undoing& undoing : undoings) cli::explain_wrong(file, undoing);
+    cli::check_factors(file);
   } catch (const Error& error) {
     EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
   }
