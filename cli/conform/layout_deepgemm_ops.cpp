@@ -160,9 +160,9 @@ OpResult transform_scales(const GoldenCase& golden) {
   const TensorView& sf = golden.input("sf");
   const deepgemm::ScaleFactors scales{golden.subject(sf.name), sf.dtype, sf.shape,
                                       integers_param(golden, "in_strides")};
-  return {
-      {{"storage", run_scales(golden, deepgemm::required_layout(scales, scale_request(golden)))}},
-      {}};
+  Tensor storage = run_scales(golden, deepgemm::required_layout(scales, scale_request(golden)));
+  // The order of memory does not tell that of sizes of 1.
+  return {{{"storage", shaped_as(std::move(storage), golden, "storage")}}, {}};
 }
 
 /// in: a [m, n / 2]. out: y [n, m / 2].
