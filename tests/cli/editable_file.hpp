@@ -19,6 +19,7 @@ struct EditableFile {
   std::map<std::string, Tensor> tensors;
   SafetensorsWriter::Metadata metadata;
 
+  EditableFile() = default;
   explicit EditableFile(const std::filesystem::path& path) {
     const auto file = SafetensorsFile::open(path);
     metadata = file->metadata();
