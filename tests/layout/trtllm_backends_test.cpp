@@ -139,6 +139,20 @@ TEST(TrtllmNvfp4, DividesTheLimitByGatesAlpha) {
             (std::vector<float>{7.0f / alphas[0], 7.0f / alphas[1]}));
 }
 
+TEST(TrtllmMxfp4Dsv4, PadsWithThePaddedLoaderOnly) {
+  const MoeLayer layer =
+      sample_layer({.hidden = 128, .intermediate = 192, .weight_format = "mxfp4", .limit = 7.0f});
+  const auto rows_of_w13 = [&](const char* option) {
+    return find(plan("flashinfer_trtllm_mxfp4_dsv4", {option}, layer), "w13")->shape[1];
+  };
+  EXPECT_EQ(rows_of_w13("loader=padded"), 2 * 256);
+  EXPECT_EQ(rows_of_w13("loader=unpadded"), 2 * 192);
+  const MoeLayer half_tile =
+      sample_layer({.hidden = 128, .intermediate = 96, .weight_format = "mxfp4", .limit = 7.0f});
+  EXPECT_THAT(message("flashinfer_trtllm_mxfp4_dsv4", {"loader=unpadded"}, half_tile),
+              HasSubstr("loader=padded"));
+}
+
 TEST(TrtllmNvfp4, DividesBiasesByTheFactorsOfTheirAccumulators) {
   const MoeLayer layer = sample_layer(
       {.hidden = 128, .intermediate = 64, .bias = true, .weight_format = "nvfp4", .seed = 9});
