@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <set>
 
 #include "quant/error.hpp"
 #include "quant/nearest_names.hpp"
@@ -77,6 +78,7 @@ const Backend& find_backend(std::string_view name) {
 
 Options parse_options(const Backend& backend, std::span<const std::string> texts) {
   std::map<std::string, std::string, std::less<>> values;
+  std::set<std::string> given;
   for (const OptionInfo& option : backend.options) {
     values.emplace(option.name, is_integer(option) ? option.values[1] : option.values[0]);
   }
@@ -93,6 +95,9 @@ Options parse_options(const Backend& backend, std::span<const std::string> texts
     }
     const std::string value = text.substr(equals + 1);
     check_option(backend, *known, value);
+    if (!given.insert(key).second) {
+      fail(backend.name, "option {} is given twice; which value holds?", key);
+    }
     values[key] = value;
   }
   return Options(std::move(values));

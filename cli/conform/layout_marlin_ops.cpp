@@ -122,7 +122,8 @@ Tensor run(const GoldenCase& golden, const TensorStack& stack, const std::vector
 
 /// params: num_bits, is_a_8bit, size_k_first (FP8: in.w is [K, N]). in.w: rows n, K packed.
 OpResult repack(const GoldenCase& golden) {
-  const auto bits = static_cast<int>(golden.integer_param("num_bits"));
+  const auto bits =
+      static_cast<int>(std::clamp<std::int64_t>(golden.integer_param("num_bits"), 0, 64));
   const Step order{Tile{tiles::marlin_repack(bits, flag_param(golden, "is_a_8bit", false))}};
   const TensorStack stack = stack_of(golden.input("w"), bits);
   const bool k_first = flag_param(golden, "size_k_first", false);
@@ -131,8 +132,10 @@ OpResult repack(const GoldenCase& golden) {
 
 /// params: size_k, group_size (-1 = one scale a row), is_a_8bit. in.s: [groups, N].
 OpResult permute_scales(const GoldenCase& golden) {
+  // The original compares group_size with size_k and with -1 alone.
+  const std::int64_t group = golden.integer_param("group_size");
   const Step order{tiles::marlin_scale_order(golden.positive_param("size_k"),
-                                             golden.integer_param("group_size"),
+                                             group == -1 ? -1 : std::max<std::int64_t>(group, 1),
                                              flag_param(golden, "is_a_8bit", false))};
   return as_stored(golden, {{"s", run(golden, transposed(stack_of(golden.input("s"))),
                                       {order, Tile{tiles::marlin_group_major()}})}});

@@ -109,6 +109,12 @@ TEST(ParseOptions, RejectsUnknownKeysAndValues) {
               HasSubstr("option mode=three does not exist; choose one, two"));
 }
 
+TEST(ParseOptions, RejectsAnOptionGivenTwice) {
+  const std::vector<std::string> twice{"mode=one", "mode=two"};
+  EXPECT_THAT(message([&] { parse_options(sample_backend(), twice); }),
+              HasSubstr("option mode is given twice"));
+}
+
 TEST(ParseOptions, RejectsTextAndSizesThatCannotBe) {
   for (const char* text : {"align=x", "align=", "align=-1", "align=16k", "align=99999999999999"}) {
     EXPECT_THAT(option_message(text), HasSubstr("needs an integer from 0 to")) << text;
