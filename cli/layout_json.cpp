@@ -80,7 +80,7 @@ LayerShape shape_from_json(const Fields& fields, std::int64_t most) {
   shape.weight_format = fields.string("weight_format");
   const std::int64_t most_size = std::max(most, kMostEmpty);
   shape.experts = fields.integer("experts", 1, most_size);
-  shape.total_experts = fields.integer("total_experts", shape.experts, kMostSize);
+  shape.total_experts = fields.integer("total_experts", shape.experts, most_size);
   shape.first_expert = fields.integer("first_expert", 0, shape.total_experts - shape.experts);
   shape.hidden = fields.integer("hidden", 1, most_size);
   shape.intermediate = fields.integer("intermediate", 0, most_size);

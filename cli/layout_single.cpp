@@ -36,7 +36,7 @@ void add_single_options(CLI::App& command, SingleTensor& single) {
                      "steps for one tensor, as in \"swap_halves shuffle_rows(128)\"");
   command.add_option("--order", single.order,
                      "of the two halves of the rows in the file: gate_up, up_gate, interleaved, "
-                     "none (default: what the file says)");
+                     "none (default: of a layer what the file says; with --steps none)");
   command.add_option("--bits", single.bits, "bits of an element, 4 for packed FP4 codes");
   command.add_option("--block", single.block,
                      "weight rows and columns that an element stands for, as in 128x128, if the "
@@ -57,10 +57,10 @@ int element_bits(const SingleTensor& single, const std::string& subject, DType d
 void need_order(const SingleTensor& single) {
   if (!single.order.empty()) return;
   for (const Step& step : parse_steps("--steps", single.steps)) {
-    if (std::holds_alternative<SwapHalves>(step) ||
-        std::holds_alternative<InterleaveHalves>(step)) {
+    if (std::holds_alternative<SwapHalves>(step) || std::holds_alternative<SwapPairs>(step) ||
+        std::holds_alternative<PadHalves>(step) || std::holds_alternative<InterleaveHalves>(step)) {
       fail("--order",
-           "is needed: {} moves the halves of the rows; give gate_up, up_gate, "
+           "is needed: {} depends on the halves of the rows; give gate_up, up_gate, "
            "interleaved, or none for a tensor without halves",
            describe(step));
     }

@@ -20,7 +20,7 @@ struct SingleTensor {
 void add_single_options(CLI::App& command, SingleTensor& single);
 /// Element size and block of a stack as the options say. Error: bits that do not fit the dtype.
 int element_bits(const SingleTensor& single, const std::string& subject, DType dtype);
-/// Error: steps that move halves, and no --order that says where the halves are.
+/// Error: steps that depend on halves, and no --order that says where the halves are.
 void need_order(const SingleTensor& single);
 void set_block(const SingleTensor& single, TensorStack& stack);
 

@@ -148,6 +148,14 @@ void print_factors(const FactorCheck& check) {
   if (!check.first_wrong.empty()) fmt::print("    first: {}\n", check.first_wrong);
 }
 
+/// What has been found right.
+std::string right_text(const std::vector<FactorCheck>& factors) {
+  const bool all =
+      !factors.empty() && std::all_of(factors.begin(), factors.end(),
+                                      [](const FactorCheck& check) { return check.recomputed; });
+  return all ? "every pad, copy and factor is right" : "every pad and copy is right";
+}
+
 void run_undo(const Arguments& arguments, const GlobalOptions& global) {
   std::error_code unreadable;
   if (std::filesystem::equivalent(arguments.out, arguments.input.file, unreadable)) {
@@ -183,8 +191,7 @@ void run_undo(const Arguments& arguments, const GlobalOptions& global) {
     if (!absent.empty()) {
       fmt::print("  not among the prepared tensors: {}\n", fmt::join(absent, ", "));
     }
-    fmt::print("{}\n-> {}\n", right ? "every pad, copy and factor is right" : "WRONG",
-               arguments.out);
+    fmt::print("{}\n-> {}\n", right ? right_text(factors) : "WRONG", arguments.out);
   }
   if (!right) throw ExitWith{1};
 }

@@ -149,6 +149,7 @@ std::vector<float> stored_factors(const PreparedFile& file, const std::string& n
   const std::string subject = file.subject(name);
   const TensorView* view = file.file->find(file.prefix + name);
   if (view == nullptr) fail(subject, "is missing; the backend passes {} factors", count);
+  if (count == 0) fail(subject, "is there, but the backend passes no such factors for this layer");
   if (view->dtype != DType::f32 || view->bytes.size() != count * sizeof(float)) {
     fail(subject, "is {} {}, its metadata need {} F32; the two belong to other files",
          moeref::name(view->dtype), to_string(view->shape), count);

@@ -79,7 +79,8 @@ TEST(CommandLine, RefusesBadUsage) {
   expect_refused("formats --isa sve9", {"--isa", "sve9", "scalar"});
   expect_refused("formats --threads -3", {"threads"});
   expect_refused("run " + kGptOss + " --tokens 0", {"--tokens"});
-  expect_refused("run " + kGptOss + " --backend trtllm", {"--backend", "trtllm", "flashinfer_trtllm_bf16"});
+  expect_refused("run " + kGptOss + " --backend trtllm",
+                 {"--backend", "trtllm", "flashinfer_trtllm_bf16"});
   expect_refused("run " + kGptOss + " --output int8", {"--output", "int8", "bf16"});
   expect_refused("run " + kGptOss + " --layer -2", {"layer -2", "the MoE layers are 0"});
   expect_refused("run " + kGptOss + " --seed -1", {"--seed"});

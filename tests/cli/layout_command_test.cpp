@@ -275,7 +275,11 @@ TEST(LayoutApply, RefusesStepsThatSayTooLittleOrTooMuch) {
   const std::string in = (folder / "in").string();
   expect_done("layout apply " + kNvfp4 + " -q --backend reference -o " + in);
   const std::string apply = "layout apply " + in + " w13 -o " + (folder / "out").string();
-  expect_refused(apply + " --steps swap_halves", {"--order", "swap_halves"});
+  for (const char* step :
+       {"swap_halves", "swap_pairs", "interleave_halves(1)", "pad_halves(256)"}) {
+    expect_refused(apply + " --steps \"" + step + "\"",
+                   {"--order", std::string(step).substr(0, 8)});
+  }
   expect_refused(apply + " --steps \"pad_rows(4)\" --tp 0/2", {"--steps", "--tp"});
   expect_refused(apply + " --steps \"pad_rows(4)\" --option a=b", {"--steps", "--option"});
   expect_refused("golden " + kGptOss + " --backend flashinfer_trtlm_mxfp4 -o " + in,
