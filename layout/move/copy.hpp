@@ -6,7 +6,7 @@
 
 namespace moeref::move {
 
-/// memcpy for pieces that are often short: without a call up to some hundred bytes. The last bytes
+/// memcpy for pieces that are often short: without a call up to some KB. The last bytes
 /// of a piece may be copied twice.
 inline void copy_bytes(const std::byte* from, std::byte* to, std::int64_t bytes) {
   if (bytes >= 16 && bytes < 2048) {

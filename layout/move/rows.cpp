@@ -154,7 +154,9 @@ void RowWriter::write(std::int64_t expert, std::int64_t out_row, const ColumnWin
     return;
   }
   const std::int64_t in_row = first_of(out_row);
-  std::byte* const to = out_.data() + (expert * map_.in_rows + in_row) * in_row_bytes_;
+  std::byte* const to = as_they_are_ && in_row >= 0
+                            ? out_.data() + (expert * map_.in_rows + in_row) * in_row_bytes_
+                            : nullptr;
   for (const ColumnPiece& piece : window.pieces) {
     const std::byte* at = from + piece.byte;
     if (piece.pad && is_filled(at, piece.fill, piece.bytes)) {

@@ -13,7 +13,7 @@
 namespace moeref::move {
 namespace {
 
-constexpr std::int64_t kTileBytes =
+constexpr std::int64_t kTileUnits =
     1024;  ///< of the output: tile and box lines stay in the first cache
 
 /// Copies one run; `Bytes` 0: of `bytes`.
@@ -245,7 +245,7 @@ void join_nibbles(const std::byte* __restrict from, std::int64_t apart, std::byt
   for (std::int64_t i = 0; i < count; ++i) to[i] = from[i] | from[i + apart] << 4;
 }
 
-/// Undoes both: where no joined byte stands, `from` holds 0.
+/// Undoes both: inside the box, where no joined byte stands, `from` holds 0.
 void pack_nibbles(const std::byte* __restrict from, std::int64_t apart, std::byte* __restrict to,
                   std::int64_t bytes) {
   for (std::int64_t i = 0; i < bytes; ++i) {
@@ -322,7 +322,7 @@ std::unique_ptr<Placement> make_run_placement(const UnitDigits& units, const Bit
   constexpr std::int64_t kBox = 1 << 17;  ///< units that a tile may reach over
   const std::int64_t run = units.run();
   const auto make = [&]<typename Runs>(std::int64_t units_of_run) -> std::unique_ptr<Placement> {
-    const std::int64_t max_runs = std::max<std::int64_t>(kTileBytes / units_of_run, 1);
+    const std::int64_t max_runs = std::max<std::int64_t>(kTileUnits / units_of_run, 1);
     return std::make_unique<Runs>(units, words, make_run_tile(units, units_of_run, max_runs, kBox),
                                   cols_together);
   };

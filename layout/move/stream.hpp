@@ -32,8 +32,9 @@ inline void stream_16(const std::byte* from, std::byte* to) {
 #endif
 }
 
-/// memcpy into a tensor far larger than the caches, which is not read soon: whole cache lines are
-/// written past them and need not be read first. Other threads see them after end_streams().
+/// memcpy into a tensor far larger than the caches, which usually is not read soon: whole cache
+/// lines are written past them and need not be read first. Other threads see them after
+/// end_streams().
 inline void stream_bytes(const std::byte* from, std::byte* to, std::int64_t bytes) {
   constexpr std::int64_t kLine = 64;
   constexpr std::int64_t kWorthIt = 512;
