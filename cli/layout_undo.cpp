@@ -201,7 +201,7 @@ void run_undo(const Arguments& arguments, const GlobalOptions& global) {
 void add_layout_undo(CLI::App& layout, const GlobalOptions& global) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = layout.add_subcommand(
-      "undo", "prepared tensors back to logical ones; checks every pad, copy and factor");
+      "undo", "prepared tensors back to logical ones; checks pads, copies and factors");
   command
       ->add_option("file", arguments->input.file,
                    "file of layout apply or of golden --weights; with --steps any tensor file")
@@ -215,9 +215,9 @@ void add_layout_undo(CLI::App& layout, const GlobalOptions& global) {
   command->add_option("-o,--out", arguments->out, "file to write")->required();
   command->footer(
       "Writes w13 (gate rows, then up rows), w13_scale, w2, ... with what a later apply needs.\n"
-      "Exit code 1 if a pad or a copy does not hold what the layout says, or a factor is not what "
+      "Exit code 1 if a pad or a copy does not hold what the layout says, or a factor not what "
       "its\n"
-      "formula gives.\n"
+      "formula gives. Factors that all block scales enter are not recomputed.\n"
       "Examples:\n"
       "  moeref layout undo prepared.safetensors -o logical.safetensors\n"
       "  moeref layout undo gpu.safetensors w13_sf --steps swizzle_128x4 --shape 8,512,16 \\\n"

@@ -87,6 +87,8 @@ std::vector<std::string> parse_backends(const std::string& text) {
   if (text == "*") return known;
   std::vector<std::string> names;
   for (const std::string_view name : split(text, ',')) {
+    if (name.empty())
+      fail("--backend", "'{}' has an empty name; give names as in a,b", one_line(text));
     if (std::find(known.begin(), known.end(), name) == known.end()) {
       fail("--backend", "'{}' is unknown; is it {}? `moeref layout list` shows all", one_line(name),
            fmt::join(nearest_names(name, known), " or "));

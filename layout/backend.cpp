@@ -96,7 +96,7 @@ Options parse_options(const Backend& backend, std::span<const std::string> texts
     const std::string value = text.substr(equals + 1);
     check_option(backend, *known, value);
     if (!given.insert(key).second) {
-      fail(backend.name, "option {} is given twice; which value holds?", key);
+      fail(backend.name, "option {} is given twice; give it once", key);
     }
     values[key] = value;
   }

@@ -70,16 +70,18 @@ struct UndoScratch {
 /// Whether the bits of a map without placement can be moved row by row.
 bool rows_are_words(const Moves& moves) { return moves.axes.row_bytes() % 4 == 0; }
 
-/// Rows that follow each other go straight where they belong, in the order in which they are read.
-void apply_rows(const Moves& moves, const move::RowReader& reader, std::int64_t expert,
-                std::int64_t band, std::byte* placed, ApplyScratch& scratch) {
+/// Rows that follow each other go straight where they belong, in the order in which they are read:
+/// a band is that of `rows`.
+void apply_rows(const Moves& moves, const move::RowReader& reader,
+                const std::vector<std::int64_t>& rows, std::int64_t expert, std::int64_t band,
+                std::byte* placed, ApplyScratch& scratch) {
   const std::int64_t row_bytes = moves.axes.row_bytes();
   const move::ColumnWindow window = moves.axes.window(0, row_bytes);
   scratch.packed.resize(static_cast<std::size_t>(row_bytes));
   std::byte* const packed = scratch.packed.data();
   const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
   for (std::int64_t i = band * moves.box_rows; i < end; ++i) {
-    const std::int64_t out_row = reader.rows_as_stored()[static_cast<std::size_t>(i)];
+    const std::int64_t out_row = rows[static_cast<std::size_t>(i)];
     const move::RowReader::Row row = reader.row(expert, out_row);
     const std::byte* bytes = move::RowReader::find(row, window);
     if (bytes == nullptr) {
@@ -110,8 +112,9 @@ void apply_boxes(const Moves& moves, const move::RowReader& reader, std::int64_t
       if (i + 1 < box.rows) next = reader.row(expert, box.row + i + 1);
       if (bytes == nullptr || !shape.rows_anywhere) {
         move::prefetch(move::RowReader::find(next, window), window.bytes);
-        bytes = scratch.packed.data() + i * shape.pitch;
-        reader.read(row, window, scratch.packed.data() + i * shape.pitch, scratch.recode);
+        std::byte* const packed = scratch.packed.data() + i * shape.pitch;
+        reader.read(row, window, packed, scratch.recode);
+        bytes = packed;
       }
       scratch.rows[static_cast<std::size_t>(i)] = bytes;
     }
@@ -138,8 +141,8 @@ void undo_boxes(const Moves& moves, const move::RowWriter& writer, std::int64_t 
                 std::int64_t band, const std::byte* placed, UndoScratch& scratch,
                 UndoReport& report) {
   const std::int64_t pitch = moves.placement->shape().pitch;
+  scratch.packed.resize(static_cast<std::size_t>(moves.box_rows * pitch));
   moves.for_boxes(band, [&](const Box& box) {
-    scratch.packed.resize(static_cast<std::size_t>(moves.box_rows * pitch));
     const auto window = moves.axes.window(moves.bytes(box.col), moves.bytes(box.cols));
     moves.placement->take(box, placed, scratch.packed.data(), scratch.placement);
     for (std::int64_t row = 0; row < box.rows; ++row) {
@@ -216,14 +219,19 @@ void apply(const IndexMap& map, const TensorStack& in, const Recoders& recoders,
   if (map.out_elements() == 0) return;
   const Moves moves(map);
   const move::RowReader reader(moves.axes, in, recoders);
-  parallel_for<ApplyScratch>(
-      map.experts * moves.bands, threads, [&](std::int64_t item, ApplyScratch& scratch) {
-        const std::int64_t expert = item / moves.bands;
-        std::byte* placed = out.data() + expert * map.out_bytes();
-        const auto apply_band = moves.placement ? apply_boxes : apply_rows;
-        apply_band(moves, reader, expert, item % moves.bands, placed, scratch);
-        move::end_streams();
-      });
+  const auto rows = moves.placement ? std::vector<std::int64_t>{} : reader.rows_as_stored();
+  parallel_for<ApplyScratch>(map.experts * moves.bands, threads,
+                             [&](std::int64_t item, ApplyScratch& scratch) {
+                               const std::int64_t expert = item / moves.bands;
+                               std::byte* placed = out.data() + expert * map.out_bytes();
+                               const std::int64_t band = item % moves.bands;
+                               if (moves.placement) {
+                                 apply_boxes(moves, reader, expert, band, placed, scratch);
+                               } else {
+                                 apply_rows(moves, reader, rows, expert, band, placed, scratch);
+                               }
+                               move::end_streams();
+                             });
   const bool words_are_done =
       moves.placement ? moves.placement->puts_words() : rows_are_words(moves);
   if (map.words != nullptr && !words_are_done) {

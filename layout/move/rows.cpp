@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <utility>
 
 #include "layout/move/copy.hpp"
@@ -33,16 +34,20 @@ RowReader::RowReader(const Axes& axes, const TensorStack& in, const Recoders& re
       source.row = source.in_row % in.half_rows;
     }
     sources_.push_back(source);
-    rows_as_stored_.push_back(out_row);
   }
+}
+
+std::vector<std::int64_t> RowReader::rows_as_stored() const {
+  std::vector<std::int64_t> rows(sources_.size());
+  std::iota(rows.begin(), rows.end(), std::int64_t{0});
   const auto stored = [&](std::int64_t out_row) {
     const Source& source = sources_[static_cast<std::size_t>(out_row)];
-    return source.pad != nullptr ? nullptr : in.planes[plane(source, 0)].data + bit(source, 0) / 8;
+    return source.pad != nullptr ? nullptr : in_.planes[plane(source, 0)].data + bit(source, 0) / 8;
   };
-  std::stable_sort(rows_as_stored_.begin(), rows_as_stored_.end(),
-                   [&](std::int64_t left, std::int64_t right) {
-                     return std::less<>()(stored(left), stored(right));
-                   });
+  std::stable_sort(rows.begin(), rows.end(), [&](std::int64_t left, std::int64_t right) {
+    return std::less<>()(stored(left), stored(right));
+  });
+  return rows;
 }
 
 std::int64_t RowReader::bit(const Source& source, std::int64_t expert) const {

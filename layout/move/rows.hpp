@@ -23,7 +23,7 @@ class RowReader {
   RowReader(const Axes& axes, const TensorStack& in, const Recoders& recoders);
 
   /// All output rows in the order in which the stack has them; rows of padding come first.
-  const std::vector<std::int64_t>& rows_as_stored() const { return rows_as_stored_; }
+  std::vector<std::int64_t> rows_as_stored() const;
 
   /// Where an output row comes from, in any expert.
   struct Source {
@@ -62,7 +62,6 @@ class RowReader {
   const TensorStack& in_;
   const Recoders& recoders_;
   std::vector<Source> sources_;
-  std::vector<std::int64_t> rows_as_stored_;
 };
 
 /// Takes the output rows of a map apart: elements go back to the dense input, pads and copies are

@@ -13,8 +13,8 @@
 namespace moeref::move {
 namespace {
 
-constexpr std::int64_t kTileUnits =
-    1024;  ///< of the output: tile and box lines stay in the first cache
+/// Of the output: the lines of a tile and of its box stay in the first cache.
+constexpr std::int64_t kTileUnits = 1024;
 
 /// Copies one run; `Bytes` 0: of `bytes`.
 template <int Bytes>
@@ -91,12 +91,14 @@ class RunPlacement : public Placement {
       if (i + Together < bases.size()) {
         prefetch_tile(placed + places[bases[i + Together]], placed + places[base], count);
       }
-      if (Together > 1 && words_ == nullptr && follow(bases, i, Together)) {
-        std::array<const std::byte*, Together> from;
-        for (std::size_t j = 0; j < Together; ++j) from[j] = placed + places[bases[i + j]];
-        take_together(base, count, from);
-        i += Together - 1;
-        continue;
+      if constexpr (Together > 1) {
+        if (words_ == nullptr && follow(bases, i, Together)) {
+          std::array<const std::byte*, Together> from;
+          for (std::size_t j = 0; j < Together; ++j) from[j] = placed + places[bases[i + j]];
+          take_together(base, count, from);
+          i += Together - 1;
+          continue;
+        }
       }
       const std::int64_t place = places[base];
       const std::byte* from =
@@ -168,11 +170,11 @@ class ByteRuns : public RunPlacement {
         [&](const TileBases::Base& base, std::int64_t count, const auto& from) {
           std::byte* to = packed + base.row * shape_.pitch + base.col;
           for (std::int64_t i = 0; i < count; ++i) {
-            std::byte runs[kTogether * std::size_t{Bytes == 0 ? 1 : Bytes}];
+            std::array<std::byte, kTogether * Bytes> runs;
             for (std::size_t j = 0; j < kTogether; ++j) {
-              std::memcpy(runs + j * Bytes, from[j] + i * Bytes, Bytes);
+              std::memcpy(runs.data() + j * Bytes, from[j] + i * Bytes, Bytes);
             }
-            std::memcpy(to + offsets[i], runs, sizeof runs);
+            std::memcpy(to + offsets[i], runs.data(), runs.size());
           }
         },
         [&](const TileBases::Base& base, std::int64_t count, const std::byte* from) {

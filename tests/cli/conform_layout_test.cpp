@@ -48,7 +48,8 @@ std::vector<T> scattered(const std::vector<T>& in,
   return out;
 }
 
-/// A case of one input and one output. It must pass, and fail if any one element is another.
+/// A case of one input and one output. It must pass, and fail if the first, the middle or the last
+/// element is another.
 template <typename T>
 void expect_conforms(const std::string& op, const Json& params, Tensor in, Tensor out) {
   SCOPED_TRACE(op + " " + params.dump());

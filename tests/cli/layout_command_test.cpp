@@ -375,8 +375,6 @@ TEST(LayoutUndo, NamesAWrongCopy) {
             "byte 0xc holds 0x41100000: expert 0, row 0, column 1, unlike its first copy");
 }
 
-// ---------------------------------------------------------------- explain
-
 TEST(LayoutUndo, NamesAWrongFactor) {
   const TempFolder folder;
   const auto path = [&](const char* name) { return (folder / name).string(); };
@@ -423,6 +421,8 @@ TEST(LayoutUndo, GivesBackAnEmptyRank) {
               path("again"));
   EXPECT_TRUE(tensors_of(path("prepared")) == tensors_of(path("again")));
 }
+
+// ---------------------------------------------------------------- explain
 
 TEST(LayoutExplain, AnswersInBothDirections) {
   const TempFolder folder;
