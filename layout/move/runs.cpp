@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 
 #include "layout/move/copy.hpp"
@@ -67,7 +68,7 @@ class RunPlacement : public Placement {
   void put_tiles(const Box& box, std::byte* placed, PlacementScratch& scratch, MakeTile make_tile,
                  StreamTile stream_tile) const {
     const TileBases::Places places(bases_, box);
-    scratch.tile.resize(static_cast<std::size_t>(tile_bytes(tile_.runs.size())));
+    scratch.tile.resize(static_cast<std::size_t>(tile_bytes(std::ssize(tile_.runs))));
     std::byte* tile = scratch.tile.data();
     for (const TileBases::Base& base : bases_.of(box)) {
       const std::int64_t count = tile_.count(box, base);
