@@ -8,6 +8,7 @@
 
 #include "io/quantization_config.hpp"
 #include "quant/error.hpp"
+#include "quant/formats.hpp"
 
 namespace moeref::cli {
 namespace {
@@ -71,33 +72,6 @@ const WeightForm& find_weight_form(std::string_view subject, std::string_view na
     known += (known.empty() ? "" : ", ") + std::string(form.name);
   }
   fail(subject, "'{}' is no weight format; known: {}", name, known);
-}
-
-DType stored_dtype(Format format) {
-  switch (format) {
-    case Format::e4m3:
-    case Format::ue4m3:
-      return DType::f8_e4m3;
-    case Format::e4m3fnuz:
-      return DType::f8_e4m3fnuz;
-    case Format::e5m2:
-      return DType::f8_e5m2;
-    case Format::e5m2fnuz:
-      return DType::f8_e5m2fnuz;
-    case Format::e8m0:
-      return DType::f8_e8m0;
-    case Format::e2m1:
-      return DType::u8;
-    case Format::bf16:
-      return DType::bf16;
-    case Format::f16:
-      return DType::f16;
-    case Format::f32:
-      return DType::f32;
-    case Format::f64:
-      return DType::f64;
-  }
-  return DType::u8;
 }
 
 std::int64_t block_count(std::int64_t weight_size, std::int64_t block) {

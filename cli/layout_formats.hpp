@@ -25,9 +25,6 @@ bool has_block_scales(const WeightForm& form);
 /// Error (names `subject`): an unknown format; lists the known ones.
 const WeightForm& find_weight_form(std::string_view subject, std::string_view name);
 
-/// How elements of a format lie in a tensor.
-DType stored_dtype(Format format);
-
 /// Scales along an axis of `weight_size` rows or columns; one of a block of kWholeAxis.
 std::int64_t block_count(std::int64_t weight_size, std::int64_t block);
 

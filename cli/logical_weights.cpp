@@ -13,6 +13,7 @@
 #include "cli/prepared_file.hpp"
 #include "io/json_file.hpp"
 #include "quant/error.hpp"
+#include "quant/formats.hpp"
 #include "quant/tensor.hpp"
 
 namespace moeref::cli {
@@ -214,13 +215,8 @@ class Reader {
   }
 
   Format scale_format(const TensorView& view) const {
+    if (const std::optional<Format> format = float_format(view.dtype)) return *format;
     switch (view.dtype) {
-      case DType::f32:
-        return Format::f32;
-      case DType::bf16:
-        return Format::bf16;
-      case DType::f16:
-        return Format::f16;
       case DType::f8_e8m0:
         return Format::e8m0;
       case DType::f8_e4m3:

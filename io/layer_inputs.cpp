@@ -31,19 +31,6 @@ class InputTensors {
   std::shared_ptr<const SafetensorsFile> file_;
 };
 
-std::optional<Format> plain_format(DType dtype) {
-  switch (dtype) {
-    case DType::bf16:
-      return Format::bf16;
-    case DType::f16:
-      return Format::f16;
-    case DType::f32:
-      return Format::f32;
-    default:
-      return std::nullopt;
-  }
-}
-
 ScaleGrid grid(const TensorView& scale, Format format, std::int64_t block_rows,
                std::int64_t block_cols, std::int64_t row_stride, std::int64_t col_stride) {
   return {scale.bytes.data(), format, block_rows, block_cols, 0, 0, row_stride, col_stride};
@@ -111,7 +98,7 @@ void read_hidden(const InputTensors& file, std::int64_t hidden, LayerInputs& inp
   matrix.codes.row_stride = hidden;
   inputs.tensors.push_back(*codes);
   inputs.tensors.back().name = "hidden_states";
-  if (const auto plain = plain_format(codes->dtype)) {
+  if (const auto plain = float_format(codes->dtype)) {
     matrix.codes.format = *plain;
     if (const TensorView* scale = file.find("hidden_states_scale")) {
       fail(file.label(scale->name), "is there, but hidden_states are {}, which takes no scale",
@@ -179,7 +166,7 @@ void read_routing(const InputTensors& file, LayerInputs& inputs) {
     fail(path, "topk_ids is {}, topk_weights {}; both must be [{}, top_k]", to_string(ids->shape),
          to_string(weights->shape), inputs.hidden.rows);
   }
-  const auto format = plain_format(weights->dtype);
+  const auto format = float_format(weights->dtype);
   if (!format) {
     fail(file.label(weights->name), "has dtype {}; give F32, BF16 or F16", name(weights->dtype));
   }

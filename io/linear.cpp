@@ -7,6 +7,7 @@
 #include "io/linear_schemes.hpp"
 #include "io/scale_checks.hpp"
 #include "quant/error.hpp"
+#include "quant/formats.hpp"
 
 namespace moeref {
 namespace {
@@ -154,7 +155,7 @@ class LinearReader {
     } else if (scheme.weight_payload == Payload::e4m3) {
       layer_.weight = codes_of(view, Format::e4m3);
     } else {
-      layer_.weight = codes_of(view, float_format(view.dtype));
+      layer_.weight = codes_of(view, *float_format(view.dtype));
       layer_.format = plain_format(view.dtype);
     }
   }
@@ -188,7 +189,7 @@ class LinearReader {
     }
     const Payload payload = payload_of(view.dtype);
     if (payload == Payload::plain_float) {
-      grid.format = float_format(view.dtype);
+      grid.format = *float_format(view.dtype);
       check_finite_scales(tensors_.subject(tensor), view);
     } else if (payload == Payload::e4m3) {
       grid.format = Format::ue4m3;
@@ -344,7 +345,7 @@ ScaledMatrix plain_matrix(const TensorIndex& tensors, const IndexedTensor& tenso
   matrix.rows = rows;
   matrix.cols = cols;
   matrix.codes = {
-      .data = view.bytes.data(), .format = float_format(view.dtype), .row_stride = cols};
+      .data = view.bytes.data(), .format = *float_format(view.dtype), .row_stride = cols};
   return matrix;
 }
 

@@ -1,48 +1,19 @@
 #include "io/scale_checks.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "quant/error.hpp"
+#include "quant/formats.hpp"
 
 namespace moeref {
-namespace {
-
-float widen_bf16(std::uint16_t bits) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-}
-
-/// Exact: every f16 value is a small integer times a power of two.
-float widen_f16(std::uint16_t bits) {
-  const int exponent = (bits >> 10) & 31;
-  const int mantissa = bits & 1023;
-  const float sign = (bits & 0x8000) != 0 ? -1.0f : 1.0f;
-  if (exponent == 31) {
-    return mantissa == 0 ? sign * std::numeric_limits<float>::infinity()
-                         : std::numeric_limits<float>::quiet_NaN();
-  }
-  return sign * (exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                               : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25));
-}
-
-}  // namespace
-
-Format float_format(DType dtype) {
-  return dtype == DType::bf16 ? Format::bf16 : dtype == DType::f16 ? Format::f16 : Format::f32;
-}
 
 float float_at(const TensorView& tensor, std::int64_t index) {
-  switch (tensor.dtype) {
-    case DType::bf16:
-      return widen_bf16(tensor.at<std::uint16_t>(index));
-    case DType::f16:
-      return widen_f16(tensor.at<std::uint16_t>(index));
-    default:
-      return tensor.at<float>(index);
-  }
+  std::uint32_t code = 0;
+  const std::size_t width = static_cast<std::size_t>(info(tensor.dtype).bits) / 8;
+  std::memcpy(&code, tensor.bytes.data() + static_cast<std::size_t>(index) * width, width);
+  return decode(*float_format(tensor.dtype), code);
 }
 
 void check_finite_scales(const std::string& subject, const TensorView& scales) {

@@ -8,8 +8,6 @@
 
 namespace moeref {
 
-/// The format of a plain float dtype (BF16, F16, F32).
-Format float_format(DType dtype);
 /// Element `index` of a BF16, F16 or F32 tensor; exact.
 float float_at(const TensorView& tensor, std::int64_t index);
 

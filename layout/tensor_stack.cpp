@@ -13,34 +13,6 @@ std::uint32_t nibble(const std::byte* data, std::int64_t index) {
   return std::to_integer<std::uint32_t>(data[index / 2]) >> (4 * (index % 2)) & 15u;
 }
 
-/// How the elements of a format lie in a file.
-DType stored_dtype(Format format) {
-  switch (format) {
-    case Format::e4m3:
-    case Format::ue4m3:
-      return DType::f8_e4m3;
-    case Format::e4m3fnuz:
-      return DType::f8_e4m3fnuz;
-    case Format::e5m2:
-      return DType::f8_e5m2;
-    case Format::e5m2fnuz:
-      return DType::f8_e5m2fnuz;
-    case Format::e8m0:
-      return DType::f8_e8m0;
-    case Format::e2m1:
-      return DType::u8;
-    case Format::bf16:
-      return DType::bf16;
-    case Format::f16:
-      return DType::f16;
-    case Format::f32:
-      return DType::f32;
-    case Format::f64:
-      return DType::f64;
-  }
-  return DType::u8;
-}
-
 /// What the planes of a stack must share.
 template <typename Same>
 void check_alike(const MoeLayer& layer, std::span<const ExpertPart> halves, Same same) {

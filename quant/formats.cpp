@@ -281,6 +281,46 @@ std::optional<Format> parse_format(std::string_view name) {
   return std::nullopt;
 }
 
+DType stored_dtype(Format format) {
+  switch (format) {
+    case Format::e4m3:
+    case Format::ue4m3:
+      return DType::f8_e4m3;
+    case Format::e4m3fnuz:
+      return DType::f8_e4m3fnuz;
+    case Format::e5m2:
+      return DType::f8_e5m2;
+    case Format::e5m2fnuz:
+      return DType::f8_e5m2fnuz;
+    case Format::e8m0:
+      return DType::f8_e8m0;
+    case Format::e2m1:
+      return DType::u8;
+    case Format::bf16:
+      return DType::bf16;
+    case Format::f16:
+      return DType::f16;
+    case Format::f32:
+      return DType::f32;
+    case Format::f64:
+      return DType::f64;
+  }
+  return DType::u8;
+}
+
+std::optional<Format> float_format(DType dtype) {
+  switch (dtype) {
+    case DType::bf16:
+      return Format::bf16;
+    case DType::f16:
+      return Format::f16;
+    case DType::f32:
+      return Format::f32;
+    default:
+      return std::nullopt;
+  }
+}
+
 const std::array<float, 256>& decode_table(Format format) {
   if (index(format) >= kDecodeTables.size()) {
     throw std::invalid_argument(

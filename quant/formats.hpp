@@ -72,6 +72,10 @@ inline std::string_view name(Format format) { return info(format).name; }
 /// The format of this name or of a common other spelling (e4m3fn, e2m1fn, e8m0fnu, ue8m0, fp16,
 /// fp32, fp64), or nothing.
 std::optional<Format> parse_format(std::string_view name);
+/// How the elements of a format lie in a file: UE4M3 as F8_E4M3, E2M1 as U8 with two codes a byte.
+DType stored_dtype(Format format);
+/// The format of BF16, F16 and F32 elements; nothing for another dtype.
+std::optional<Format> float_format(DType dtype);
 
 /// The value of every code of a format of at most 8 bits (E2M1: 16 codes, repeated), as f32; exact.
 /// NaN codes give quiet NaNs with the sign of the code. E8M0: 0x00 = 2^-127, 0xFF = NaN (OCP).

@@ -3,6 +3,7 @@
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/backends/scalars.hpp"
+#include "quant/formats.hpp"
 
 namespace moeref::backends {
 namespace {
@@ -32,13 +33,8 @@ const FormatParts& parts_of(const LayerShape& shape) {
 }
 
 Format scale_format(const LayerShape& shape) {
+  if (const std::optional<Format> format = float_format(shape.scale_dtype)) return *format;
   switch (shape.scale_dtype) {
-    case DType::f32:
-      return Format::f32;
-    case DType::bf16:
-      return Format::bf16;
-    case DType::f16:
-      return Format::f16;
     case DType::f8_e4m3:
       return Format::e4m3;
     case DType::u8:

@@ -7,36 +7,12 @@
 #include <cstring>
 #include <optional>
 
+#include "layout/recode/code_access.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 
 namespace moeref::recode {
 namespace {
-
-std::optional<Format> float_format(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return Format::f32;
-    case DType::bf16:
-      return Format::bf16;
-    case DType::f16:
-      return Format::f16;
-    default:
-      return std::nullopt;
-  }
-}
-
-std::uint32_t load_code(std::span<const std::byte> from, std::size_t index, int bits) {
-  const std::size_t width = static_cast<std::size_t>(bits) / 8;
-  std::uint32_t code = 0;
-  std::memcpy(&code, from.data() + index * width, width);
-  return code;
-}
-
-void store_code(std::span<std::byte> to, std::size_t index, int bits, std::uint32_t code) {
-  const std::size_t width = static_cast<std::size_t>(bits) / 8;
-  std::memcpy(to.data() + index * width, &code, width);
-}
 
 /// The 16-bit code of an f32 that was widened from it: exact, a NaN with its payload.
 std::uint32_t narrow_exactly(Format to, std::uint32_t f32_bits) {

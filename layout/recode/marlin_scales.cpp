@@ -10,6 +10,7 @@
 #include <cstring>
 #include <optional>
 
+#include "layout/recode/code_access.hpp"
 #include "layout/recode/max_requantize.hpp"
 #include "quant/cast.hpp"
 #include "quant/error.hpp"
@@ -28,35 +29,15 @@ Format number_format(DType params) { return params == DType::f16 ? Format::f16 :
 
 std::size_t index(std::byte code) { return std::to_integer<std::size_t>(code); }
 
-std::uint32_t load_code(Bytes from, std::size_t at, int bits) {
-  const std::size_t width = static_cast<std::size_t>(bits) / 8;
-  std::uint32_t code = 0;
-  std::memcpy(&code, from.data() + at * width, width);
-  return code;
-}
-
-void store_code(std::span<std::byte> to, std::size_t at, int bits, std::uint32_t code) {
-  const std::size_t width = static_cast<std::size_t>(bits) / 8;
-  std::memcpy(to.data() + at * width, &code, width);
-}
-
 bool is_byte(DType dtype) { return info(dtype).bits == 8; }
 
 /// The format of stored numbers; nothing for bytes. Error: neither.
 std::optional<Format> stored_numbers(const TensorStack& stack, std::string_view recoder,
                                      bool bytes) {
   if (bytes && is_byte(stack.dtype)) return std::nullopt;
-  switch (stack.dtype) {
-    case DType::f32:
-      return Format::f32;
-    case DType::bf16:
-      return Format::bf16;
-    case DType::f16:
-      return Format::f16;
-    default:
-      fail(stack.name, "is {}; {} takes {}F32, BF16 or F16 numbers", info(stack.dtype).name,
-           recoder, bytes ? "E8M0 bytes, or " : "");
-  }
+  if (const std::optional<Format> format = float_format(stack.dtype)) return format;
+  fail(stack.name, "is {}; {} takes {}F32, BF16 or F16 numbers", info(stack.dtype).name, recoder,
+       bytes ? "E8M0 bytes, or " : "");
 }
 
 /// Calls `use` with the bytes of every row.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tests/engine/routing_fixtures.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {

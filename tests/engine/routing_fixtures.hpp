@@ -31,16 +31,6 @@ inline constexpr RoutingMethod kAllMethods[] = {
     RoutingMethod::llama4,       RoutingMethod::topk_logits,  RoutingMethod::sigmoid_topk,
     RoutingMethod::minimax2,     RoutingMethod::sqrt_softplus};
 
-template <typename Work>
-std::string error_of(Work work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 inline bool starts_with(const std::string& text, const std::string& start) {
   return text.compare(0, start.size(), start) == 0;
 }

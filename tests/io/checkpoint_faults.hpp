@@ -9,21 +9,12 @@
 #include "io/checkpoint.hpp"
 #include "quant/error.hpp"
 #include "tests/io/checkpoint_builder.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref::testing {
 
-/// The message of what `action` throws.
-inline std::string message(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 inline std::string load_message(const CheckpointBuilder& builder, std::int64_t layer = 0) {
-  return message([&] { builder.open().load_layer(layer); });
+  return error_of([&] { builder.open().load_layer(layer); });
 }
 
 /// EXPECTs one line that holds every part.

@@ -14,6 +14,7 @@
 #include "io/safetensors.hpp"
 #include "quant/error.hpp"
 #include "tests/io/checkpoint_faults.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref::testing {
 namespace {
@@ -43,7 +44,7 @@ class Files : public ::testing::Test {
     return "none";
   }
   std::string open_message() {
-    return message([&] { builder.open(); });
+    return error_of([&] { builder.open(); });
   }
   CheckpointBuilder builder;
 };
@@ -151,19 +152,19 @@ TEST_F(Files, HostileConfigIsRefused) {
 TEST_F(Files, MissingFilesAreNamed) {
   std::filesystem::remove(builder.folder / "config.json");
   expect_says(open_message(), {"config.json", "no such file"});
-  expect_says(message([&] { Checkpoint::open(builder.folder / "nowhere"); }),
+  expect_says(error_of([&] { Checkpoint::open(builder.folder / "nowhere"); }),
               {"nowhere", "no such folder"});
-  expect_says(message([&] { Checkpoint::open(builder.folder / "model.safetensors.index.txt"); }),
+  expect_says(error_of([&] { Checkpoint::open(builder.folder / "model.safetensors.index.txt"); }),
               {"model.safetensors.index.txt", "no such folder"});
   write_bytes(builder.folder / "notes.txt", "");
-  expect_says(message([&] { Checkpoint::open(builder.folder / "notes.txt"); }),
+  expect_says(error_of([&] { Checkpoint::open(builder.folder / "notes.txt"); }),
               {"notes.txt", "name the folder"});
 }
 
 TEST(EmptyFolder, SaysWhatIsNeeded) {
   TempFolder folder;
   write_bytes(folder / "config.json", R"({"model_type": "gpt_oss", "num_hidden_layers": 2})");
-  expect_says(message([&] { Checkpoint::open(folder.path()); }),
+  expect_says(error_of([&] { Checkpoint::open(folder.path()); }),
               {"0 safetensors files", "model.safetensors", "model.safetensors.index.json"});
 }
 

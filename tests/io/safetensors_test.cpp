@@ -17,6 +17,7 @@
 #include "quant/error.hpp"
 #include "tests/io/safetensors_text.hpp"
 #include "tests/io/temp_folder.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -143,12 +144,7 @@ TEST(SafetensorsFile, NamesTheNearestNamesOfAMissingTensor) {
   write_bytes(folder / "a.safetensors", safetensors_bytes(header, zeros(16)));
   write_bytes(folder / "empty.safetensors", safetensors_bytes("{}", ""));
   const auto message = [&](const char* file, std::string_view name) -> std::string {
-    try {
-      SafetensorsFile::open(folder / file)->at(name);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
+    return error_of([&] { SafetensorsFile::open(folder / file)->at(name); });
   };
   EXPECT_EQ(message("a.safetensors", "mlp.experts.0.w2.weigth"),
             (folder / "a.safetensors").string() +

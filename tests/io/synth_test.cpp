@@ -15,6 +15,7 @@
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "tests/io/temp_folder.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -44,15 +45,6 @@ std::map<std::string, std::string> write(const SynthOptions& options, const fs::
                                          SynthWriteOptions how = {}) {
   write_checkpoint(plan_checkpoint(options), folder, how);
   return files_of(folder);
-}
-
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 std::vector<std::string> model_names() {
@@ -426,7 +418,7 @@ TEST(SynthPlan, RefusesWhatTheModelCannotHave) {
                           const std::function<void(SynthOptions&)>& change) {
     SynthOptions options = tiny(model);
     change(options);
-    return message_of([&] { plan_checkpoint(options); });
+    return error_of([&] { plan_checkpoint(options); });
   };
   const auto none = [](SynthOptions&) {};
   EXPECT_NE(refusal("gpt-5", none).find("known: gpt-oss-20b"), std::string::npos);
@@ -481,7 +473,7 @@ TEST(WriteCheckpoint, TakesAnEmptyFolderAndRefusesAFullOneUnlessForced) {
   const fs::path path = folder / "model";
   fs::create_directory(path);
   const auto first = write(tiny("gpt-oss-20b", 1), path);
-  EXPECT_NE(message_of([&] { write(tiny("gpt-oss-20b", 2), path); }).find("is not empty"),
+  EXPECT_NE(error_of([&] { write(tiny("gpt-oss-20b", 2), path); }).find("is not empty"),
             std::string::npos);
   EXPECT_EQ(files_of(path), first);
   SynthWriteOptions force;
@@ -495,12 +487,12 @@ TEST(WriteCheckpoint, ForceNeverRemovesForeignFiles) {
   write_bytes(folder / "thesis.tex", "years of work");
   SynthWriteOptions force;
   force.force = true;
-  EXPECT_NE(message_of([&] {
+  EXPECT_NE(error_of([&] {
               write(tiny("gpt-oss-20b"), folder.path(), force);
             }).find("holds 'thesis.tex'"),
             std::string::npos);
   EXPECT_EQ(folder.names(), std::vector<std::string>{"thesis.tex"});
-  EXPECT_NE(message_of([&] {
+  EXPECT_NE(error_of([&] {
               write(tiny("gpt-oss-20b"), folder / "thesis.tex", force);
             }).find("is not a folder"),
             std::string::npos);
@@ -515,7 +507,7 @@ TEST(WriteCheckpoint, LeavesNothingWhenStopped) {
     EXPECT_LE(done, total);
     return false;
   };
-  EXPECT_NE(message_of([&] { write(tiny("gpt-oss-20b"), folder / "model", how); }).find("stopped"),
+  EXPECT_NE(error_of([&] { write(tiny("gpt-oss-20b"), folder / "model", how); }).find("stopped"),
             std::string::npos);
   EXPECT_GT(seen, 0U);
   EXPECT_TRUE(folder.names().empty());
@@ -534,7 +526,7 @@ TEST(WriteCheckpoint, SaysBeforehandThatTheDiskIsTooSmall) {
     for (const SynthTensor& tensor : tensors) plan.tensors.push_back(tensor);
   }
   ASSERT_GT(once, 58U * std::uint64_t{11'000'000'000});
-  const std::string message = message_of([&] { write_checkpoint(plan, folder / "model", {}); });
+  const std::string message = error_of([&] { write_checkpoint(plan, folder / "model", {}); });
   EXPECT_NE(message.find("model: needs"), std::string::npos) << message;
   EXPECT_TRUE(folder.names().empty());
 }

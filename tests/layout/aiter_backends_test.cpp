@@ -9,6 +9,7 @@
 #include "layout/sample_layer.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -451,12 +452,7 @@ TEST(AiterA16w4, RefusesLimitsThatDiffer) {
 }
 
 void expect_error(const Backed& backed, const MoeLayer& layer, const std::string& text) {
-  try {
-    prepared(backed, layer);
-    ADD_FAILURE() << backed.backend << " took the layer";
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr(text));
-  }
+  EXPECT_THAT(error_of([&] { prepared(backed, layer); }), HasSubstr(text)) << backed.backend;
 }
 
 TEST(AiterBackends, NameTheRuleThatALayerBreaks) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "quant/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -43,24 +44,14 @@ LayerShape sample_shape() {
           .full_intermediate = 32};
 }
 
-template <typename Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 std::string option_message(const std::string& text) {
   const std::vector<std::string> texts{text};
-  return message([&] { parse_options(sample_backend(), texts); });
+  return error_of([&] { parse_options(sample_backend(), texts); });
 }
 
 std::string rule_message(const LayerShape& shape) {
   const Backend backend = sample_backend();
-  return message([&] { make_recipe(backend, shape, parse_options(backend, {})); });
+  return error_of([&] { make_recipe(backend, shape, parse_options(backend, {})); });
 }
 
 TEST(Backends, HaveEachNameOnceAndSayWhatTheyAre) {
@@ -84,7 +75,7 @@ TEST(Backends, HaveEachNameOnceAndSayWhatTheyAre) {
 }
 
 TEST(FindBackend, NamesTheNearest) {
-  EXPECT_THAT(message([] { find_backend("flashinfer_trtlm_nvfp4"); }),
+  EXPECT_THAT(error_of([] { find_backend("flashinfer_trtlm_nvfp4"); }),
               AllOf(HasSubstr("flashinfer_trtlm_nvfp4: is no backend"),
                     HasSubstr("is it flashinfer_trtllm_nvfp4")));
 }
@@ -111,7 +102,7 @@ TEST(ParseOptions, RejectsUnknownKeysAndValues) {
 
 TEST(ParseOptions, RejectsAnOptionGivenTwice) {
   const std::vector<std::string> twice{"mode=one", "mode=two"};
-  EXPECT_THAT(message([&] { parse_options(sample_backend(), twice); }),
+  EXPECT_THAT(error_of([&] { parse_options(sample_backend(), twice); }),
               HasSubstr("option mode is given twice"));
 }
 

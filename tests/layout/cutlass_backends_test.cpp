@@ -12,6 +12,7 @@
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "tests/layout/cutlass_samples.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -223,13 +224,10 @@ LayerShape shape_of(std::string format, std::int64_t hidden, std::int64_t interm
 }
 
 std::string message(std::string_view name, const Texts& options, const LayerShape& shape) {
-  try {
+  return error_of([&] {
     const Backend& backend = find_backend(name);
     make_recipe(backend, shape, parse_options(backend, options));
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  });
 }
 
 TEST(CutlassBackends, NameTheRuleThatAShapeBreaks) {
@@ -287,12 +285,7 @@ TEST(CutlassBackends, NeedStaticActivationScales) {
     }
   }
   const auto needs = [](std::string_view backend, const MoeLayer& layer) {
-    try {
-      plan(backend, {}, layer);
-    } catch (const Error& error) {
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return error_of([&] { plan(backend, {}, layer); });
   };
   EXPECT_THAT(needs("flashinfer_cutlass_fp8", fp8),
               HasSubstr("flashinfer_cutlass_fp8: static activation scales are needed"));

@@ -8,6 +8,7 @@
 
 #include "layout/recode/ue8m0.hpp"
 #include "tests/layout/layout_support.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -57,9 +58,8 @@ TEST(PackUe8m0KGrouped, PutsFourRowsInAWord) {
     }
   }
   const Matrices odd(1, 6, 6, 8);
-  EXPECT_THAT(
-      testing::error_of([&] { testing::run(odd, {Tile{tiles::deepgemm_pack_ue8m0_k_grouped()}}); }),
-      HasSubstr("columns % 4"));
+  EXPECT_THAT(error_of([&] { testing::run(odd, {Tile{tiles::deepgemm_pack_ue8m0_k_grouped()}}); }),
+              HasSubstr("columns % 4"));
 }
 
 TEST(TmaAligned, PutsColumnsAfterEachOtherAndPadsRows) {
@@ -88,7 +88,7 @@ TEST(TransposePackedFp4, ExchangesRowsAndColumns) {
     }
   }
   const Matrices odd(1, 5, 10, 4);
-  EXPECT_THAT(testing::error_of([&] { testing::run(odd, {Tile{tiles::transpose_packed_fp4()}}); }),
+  EXPECT_THAT(error_of([&] { testing::run(odd, {Tile{tiles::transpose_packed_fp4()}}); }),
               HasSubstr("rows % 2"));
 }
 
@@ -130,8 +130,8 @@ TEST(RequiredLayout, KeepsBlockScalesOnSm90) {
   EXPECT_EQ(layout({}), "");
   EXPECT_EQ(layout({12, 4, 1}), "");
   EXPECT_EQ(layout({12, 1, 3}), "deepgemm_mn_major");
-  EXPECT_THAT(testing::error_of([&] { layout({16, 1, 4}); }), HasSubstr("exactly transposed"));
-  EXPECT_THAT(testing::error_of([&] { layout({24, 4, 1}); }), HasSubstr("contiguous"));
+  EXPECT_THAT(error_of([&] { layout({16, 1, 4}); }), HasSubstr("exactly transposed"));
+  EXPECT_THAT(error_of([&] { layout({24, 4, 1}); }), HasSubstr("contiguous"));
 }
 
 TEST(RequiredLayout, RepeatsAndPacksOnSm100) {
@@ -151,15 +151,15 @@ TEST(RequiredLayout, KeepsPackedWordsOnSm100) {
   };
   EXPECT_EQ(layout(13, {32, 1, 16}), "deepgemm_tma_aligned");
   EXPECT_EQ(layout(1, {8, 2, 4}), "deepgemm_tma_aligned");
-  EXPECT_THAT(testing::error_of([&] { layout(13, {}); }), HasSubstr("MN-major with 16 words"));
-  EXPECT_THAT(testing::error_of([&] { layout(13, {26, 1, 13}); }), HasSubstr("16 words"));
-  EXPECT_THAT(testing::error_of([&] { layout(13, {64, 1, 16}); }), HasSubstr("16 words"));
+  EXPECT_THAT(error_of([&] { layout(13, {}); }), HasSubstr("MN-major with 16 words"));
+  EXPECT_THAT(error_of([&] { layout(13, {26, 1, 13}); }), HasSubstr("16 words"));
+  EXPECT_THAT(error_of([&] { layout(13, {64, 1, 16}); }), HasSubstr("16 words"));
 }
 
 TEST(RequiredLayout, NamesEveryMistake) {
   const auto error = [](ScaleFactors scales, ScaleRequest request) {
     scales.name = "sf";
-    return testing::error_of([&] { required_layout(scales, request); });
+    return error_of([&] { required_layout(scales, request); });
   };
   const ScaleRequest plain{.mn = 16, .k = 256};
   EXPECT_THAT(error({.dtype = DType::bf16, .shape = {16, 2}}, plain), HasSubstr("is BF16"));
@@ -189,7 +189,7 @@ TEST(DefaultRecipe, FollowsTheArchitecture) {
   EXPECT_EQ(deepgemm::default_recipe(9, DType::f32, DType::f32), (Recipe{1, 128, 128}));
   EXPECT_EQ(deepgemm::default_recipe(10, DType::f32, DType::f32), (Recipe{1, 128, 128}));
   EXPECT_EQ(deepgemm::default_recipe(10, DType::i32, DType::i32), (Recipe{1, 1, 128}));
-  EXPECT_THAT(testing::error_of([] { deepgemm::default_recipe(9, DType::i32, DType::i32); }),
+  EXPECT_THAT(error_of([] { deepgemm::default_recipe(9, DType::i32, DType::i32); }),
               HasSubstr("SM90 takes no I32"));
 }
 
@@ -233,9 +233,8 @@ TEST(DeepGemmFp8Ue8m0, GivesEveryRowTheExponentOfItsNewBlock) {
 }
 
 TEST(DeepGemmFp8Ue8m0, CanTakeScalesThatAlreadyArePowersOfTwo) {
-  EXPECT_THAT(
-      testing::error_of([] { prepare("deepgemm_fp8_ue8m0", {"requantize=off"}, block_layer()); }),
-      HasSubstr("no power of two"));
+  EXPECT_THAT(error_of([] { prepare("deepgemm_fp8_ue8m0", {"requantize=off"}, block_layer()); }),
+              HasSubstr("no power of two"));
   MoeLayer layer = block_layer();
   std::vector<float> powers(64, 0.25f);
   for (Expert& expert : layer.experts) {
@@ -252,8 +251,7 @@ TEST(DeepGemmFp8Ue8m0, CanTakeScalesThatAlreadyArePowersOfTwo) {
 
 TEST(DeepGemmFp8Ue8m0, RejectsSizesThatCutABlock) {
   const auto error = [](std::int64_t hidden, std::int64_t intermediate) {
-    return testing::error_of(
-        [&] { prepare("deepgemm_fp8_ue8m0", {}, block_layer(hidden, intermediate)); });
+    return error_of([&] { prepare("deepgemm_fp8_ue8m0", {}, block_layer(hidden, intermediate)); });
   };
   EXPECT_THAT(error(192, 256), HasSubstr("hidden is 192"));
   EXPECT_THAT(error(256, 192), HasSubstr("intermediate is 192"));
@@ -281,8 +279,7 @@ TEST(DeepGemm, RefusesBiases) {
       {"deepgemm_fp4", "mxfp4"}};
   for (const auto& one : backends) {
     const MoeLayer layer = sample_layer({.bias = true, .weight_format = one.second});
-    EXPECT_THAT(testing::error_of([&] { prepare(one.first, {}, layer); }),
-                HasSubstr("adds no bias"));
+    EXPECT_THAT(error_of([&] { prepare(one.first, {}, layer); }), HasSubstr("adds no bias"));
   }
 }
 

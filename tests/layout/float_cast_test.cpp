@@ -13,21 +13,12 @@
 
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
 
 using ::testing::HasSubstr;
-
-template <typename Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 LayerTensors layer_of(Slot slot, DType dtype, std::span<const std::byte> bytes) {
   LayerTensors layer;
@@ -74,7 +65,7 @@ TEST(CastFloats, RoundsToNearestEvenWhereItNarrows) {
 
 TEST(CastFloats, RejectsCodesThatAreNoFloats) {
   const std::vector<std::byte> bytes(4);
-  EXPECT_THAT(message([&] {
+  EXPECT_THAT(error_of([&] {
                 recode::cast_floats(Slot::w2_bias, DType::f32)
                     .make(layer_of(Slot::w2_bias, DType::u8, bytes));
               }),

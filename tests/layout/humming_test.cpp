@@ -13,6 +13,7 @@
 
 #include "quant/formats.hpp"
 #include "tests/layout/sample_source.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {

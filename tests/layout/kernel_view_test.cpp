@@ -10,6 +10,7 @@
 #include "layout/sample_layer.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -219,27 +220,22 @@ TEST_F(KernelView, TakesThePreparedActivationInPlaceOfTheStoredOne) {
 }
 
 TEST_F(KernelView, SaysWhatItCannotRead) {
-  const auto error_of = [](const Prepared& prepared) -> std::string {
-    try {
-      kernel_layer(prepared.layer, prepared.made);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return {};
+  const auto message = [](const Prepared& prepared) -> std::string {
+    return error_of([&] { kernel_layer(prepared.layer, prepared.made); });
   };
   const MoeLayer layer = sample_layer(small("nvfp4"));
   Prepared prepared = prepare(layer);
   prepared.made[0].bytes.pop_back();
-  EXPECT_THAT(error_of(prepared),
+  EXPECT_THAT(message(prepared),
               HasSubstr("w13: has 4095 bytes, the kernel of changed reads 4096"));
   prepared.made.pop_back();
-  EXPECT_THAT(error_of(prepared), HasSubstr("3 tensors are given, 4 are prepared"));
+  EXPECT_THAT(message(prepared), HasSubstr("3 tensors are given, 4 are prepared"));
 
   change.read_scales = false;
-  EXPECT_THAT(error_of(prepare(layer)), HasSubstr("does not say how it is decoded"));
+  EXPECT_THAT(message(prepare(layer)), HasSubstr("does not say how it is decoded"));
   change.read_scales = true;
   change.order = GateOrder::none;
-  EXPECT_THAT(error_of(prepare(layer)), HasSubstr("does not tell gate and up apart"));
+  EXPECT_THAT(message(prepare(layer)), HasSubstr("does not tell gate and up apart"));
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -54,12 +55,7 @@ void expect_codes(const TensorStack& stack, const MoeLayer& layer) {
 }
 
 std::string message(const MoeLayer& layer) {
-  try {
-    tensors_of(layer);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return error_of([&] { tensors_of(layer); });
 }
 
 class LayerTensorsOfFormat : public ::testing::TestWithParam<std::string> {};
@@ -223,12 +219,8 @@ TEST(LayerTensors, RejectAShardInsideAScaleBlock) {
 
 TEST(LayerTensors, NameAMissingTensor) {
   const LayerTensors tensors = tensors_of(sample_layer({.weight_format = "bf16"}));
-  try {
-    tensors.at(Slot::w13_scale);
-    FAIL() << "bf16 has no scales";
-  } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "sample: has no w13_scale; its weights are bf16");
-  }
+  EXPECT_EQ(error_of([&] { tensors.at(Slot::w13_scale); }),
+            "sample: has no w13_scale; its weights are bf16");
 }
 
 }  // namespace

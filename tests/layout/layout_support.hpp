@@ -135,15 +135,4 @@ inline std::vector<float> floats(const Bytes& bytes) {
   return values;
 }
 
-/// The text of the error that `function` throws, or nothing.
-template <typename Function>
-std::string error_of(const Function& function) {
-  try {
-    function();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return {};
-}
-
 }  // namespace moeref::testing

@@ -12,6 +12,7 @@
 #include "layout/shard.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -29,12 +30,7 @@ std::vector<std::int64_t> counts(const Loader& loader, std::int64_t rows, std::i
 
 std::string message(const Loader& loader, std::int64_t rows, std::int64_t rank,
                     std::int64_t ranks) {
-  try {
-    loaded_range(loader, rows, rank, ranks);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return error_of([&] { loaded_range(loader, rows, rank, ranks); });
 }
 
 TEST(EvenLoader, GivesEveryRankTheSame) {

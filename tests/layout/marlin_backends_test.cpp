@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,9 +13,12 @@
 #include "layout/sample_layer.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
+
+using ::testing::HasSubstr;
 
 using Texts = std::vector<std::string>;
 
@@ -52,12 +56,7 @@ const PreparedTensor& named(const PreparedLayer& layer, std::string_view name) {
 }
 
 std::string message_of(const std::string& backend, const Texts& options, const MoeLayer& layer) {
-  try {
-    prepare(backend, options, layer);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  return error_of([&] { prepare(backend, options, layer); });
 }
 
 struct AuditCase {
@@ -261,11 +260,14 @@ TEST(MarlinMxfp4, RefusesWhatHasNoKernel) {
   const MoeLayer layer = layer_of("mxfp4", 64, 64);
   EXPECT_NE(message_of("marlin_mxfp4", {"params=f16"}, layer).find("BF16 activations only"),
             std::string::npos);
-  EXPECT_NE(message_of("marlin_mxfp4", {"scales=v1", "activations=fp8"}, layer), "");
+  EXPECT_THAT(message_of("marlin_mxfp4", {"scales=v1", "activations=fp8"}, layer),
+              HasSubstr("scales=v1 has no kernel for FP8 activations"));
   EXPECT_NE(message_of("marlin_mxfp4", {}, layer_of("mxfp4", 96, 64)).find("multiple of 64"),
             std::string::npos);
-  EXPECT_NE(message_of("marlin_mxfp4", {"pad=none"}, layer_of("mxfp4", 64, 32, false)), "");
-  EXPECT_NE(message_of("marlin_mxfp8", {"params=f16"}, layer_of("mxfp8", 64, 64)), "");
+  EXPECT_THAT(message_of("marlin_mxfp4", {"pad=none"}, layer_of("mxfp4", 64, 32, false)),
+              HasSubstr("rows of w13 is 32, it must be a multiple of 64"));
+  EXPECT_THAT(message_of("marlin_mxfp8", {"params=f16"}, layer_of("mxfp8", 64, 64)),
+              HasSubstr("BF16 activations only"));
 }
 
 TEST(MarlinNvfp4, RefusesHalvesThatVllmMixesUnlessAsked) {
@@ -320,7 +322,8 @@ TEST(MarlinNvfp4, PadsRowsOfUngatedLayersAsEachFrameworkDoes) {
   EXPECT_EQ(groups({}), 128 / 16);
   EXPECT_EQ(groups({"mode=sglang"}), 128 / 16);
   EXPECT_EQ(groups({"mode=v1", "pad=per_half"}), 128 / 16);
-  EXPECT_NE(message_of("marlin_nvfp4", {"mode=v1"}, layer), "");
+  EXPECT_THAT(message_of("marlin_nvfp4", {"mode=v1"}, layer),
+              HasSubstr("intermediate is 80, it must be a multiple of"));
   const MoeLayer narrow = layer_of("nvfp4", 64, 32, false);
   EXPECT_EQ(named(prepare("marlin_nvfp4", {}, narrow), "w2_scale").shape[1], 64 / 16);
   EXPECT_EQ(named(prepare("marlin_nvfp4", {"mode=sglang"}, narrow), "w2_scale").shape[1], 128 / 16);

@@ -1,5 +1,6 @@
 #include "layout/recode/marlin_scales.hpp"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,9 +10,12 @@
 #include "layout/recode/marlin_decoders.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref::recode {
 namespace {
+
+using ::testing::HasSubstr;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -72,12 +76,7 @@ std::vector<float> decoded(const Scales& scales, const Recode& recode,
 }
 
 std::string message_of(const Scales& scales, const Recode& recode) {
-  try {
-    recode.make(scales.layer);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  return error_of([&] { recode.make(scales.layer); });
 }
 
 /// Bits 7 .. 14 of the FP16 number, without the library's encoder: exponent and three bits.
@@ -297,7 +296,8 @@ TEST(MarlinFp8Scales, TakeBf16ScalesAndRefuseBytes) {
   const Recode recode = marlin_fp8_scales(Slot::w13_scale, DType::bf16, MarlinBias::in_scales);
   EXPECT_EQ(decoded(scales, recode, decode_marlin_floats(DType::bf16, 0x1p-120f)),
             (std::vector<float>{1.0f, 0.1875f}));
-  EXPECT_NE(message_of(Scales(bytes_of({1}), DType::u8), recode), "");
+  EXPECT_THAT(message_of(Scales(bytes_of({1}), DType::u8), recode),
+              HasSubstr("takes F32, BF16 or F16 numbers"));
 }
 
 TEST(MaxScalesW13, GivesBothHalvesTheLarger) {

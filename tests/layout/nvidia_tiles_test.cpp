@@ -12,6 +12,7 @@
 
 #include "layout/step.hpp"
 #include "quant/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -43,12 +44,7 @@ Plan plan_of(const Sizes& sizes, const std::vector<Step>& steps, int halves = 1)
 }
 
 std::string message(const Sizes& sizes, const std::vector<Step>& steps, int halves = 1) {
-  try {
-    plan_of(sizes, steps, halves);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return error_of([&] { plan_of(sizes, steps, halves); });
 }
 
 using Place = std::function<std::int64_t(std::int64_t row, std::int64_t col)>;

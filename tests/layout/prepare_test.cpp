@@ -16,6 +16,7 @@
 #include "layout/sample_layer.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -144,20 +145,10 @@ INSTANTIATE_TEST_SUITE_P(All, PlanCheckpoint,
                                            Model{"qwen3_moe_fp8block_h128_i192_e8_sharded", 1}),
                          [](const auto& tested) { return tested.param.folder; });
 
-template <typename Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 std::string plan_message(std::string_view name, const std::vector<std::string>& options,
                          const MoeLayer& layer, const Shard& rank) {
   const Backend& backend = find_backend(name);
-  return message([&] { plan_layer(backend, parse_options(backend, options), layer, rank); });
+  return error_of([&] { plan_layer(backend, parse_options(backend, options), layer, rank); });
 }
 
 PreparedLayer plan(std::string_view name, const std::vector<std::string>& options,

@@ -61,15 +61,4 @@ inline Bytes undone(const Source& source, const std::vector<Step>& steps, const 
   return back;
 }
 
-/// The text of the Error that `make` throws.
-template <typename Make>
-std::string error_of(Make make) {
-  try {
-    make();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 }  // namespace moeref

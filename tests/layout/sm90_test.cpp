@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/layout/sample_source.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -20,12 +21,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 std::string message(const Source& source, const std::vector<Step>& steps) {
-  try {
-    make_plan("made", source.stack(), steps, nullptr);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return error_of([&] { make_plan("made", source.stack(), steps, nullptr); });
 }
 
 /// Output row and group of four bytes: where the group's bytes come from.

@@ -11,6 +11,7 @@
 #include "layout/tiles/nvidia.hpp"
 #include "quant/error.hpp"
 #include "tests/layout/random_map.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -238,13 +239,8 @@ TEST(Steps, ComposeInTheirOrder) {
                });
 }
 
-std::string error_of(const TensorStack& stack, const std::vector<Step>& steps) {
-  try {
-    make_plan("w13", stack, steps, nullptr);
-    return "none";
-  } catch (const Error& error) {
-    return error.what();
-  }
+std::string plan_error(const TensorStack& stack, const std::vector<Step>& steps) {
+  return error_of([&] { make_plan("w13", stack, steps, nullptr); });
 }
 
 TEST(Steps, RejectInOneLineThatNamesTheTensor) {
@@ -272,13 +268,13 @@ TEST(Steps, RejectInOneLineThatNamesTheTensor) {
        "w13: block_major_k(4) needs rows % 1 == 0 and columns % 4 == 0, got [6, 6]; put a pad "
        "before it"},
   };
-  for (const auto& [step, message] : cases) EXPECT_EQ(error_of(three, {step}), message);
+  for (const auto& [step, message] : cases) EXPECT_EQ(plan_error(three, {step}), message);
 }
 
 TEST(Steps, RejectElementsOfAnotherSize) {
   TensorStack nibbles = Subject(6, 6, 2).stack;
   nibbles.element_bits = 4;
-  EXPECT_EQ(error_of(nibbles, {Tile{tiles::swizzle_128x4()}}),
+  EXPECT_EQ(plan_error(nibbles, {Tile{tiles::swizzle_128x4()}}),
             "w13: swizzle_128x4 needs elements of 8, 16, 32 bits, got 4");
   const Step recode =
       Recode{.name = "widen",
@@ -287,16 +283,16 @@ TEST(Steps, RejectElementsOfAnotherSize) {
              .dtype = DType::bf16,
              .make = [](const LayerTensors&) { return testing::resize_recoder(8, 16); },
              .needs_layer = false};
-  EXPECT_EQ(error_of(nibbles, {recode}), "w13: widen needs elements of 8 bits, got 4");
+  EXPECT_EQ(plan_error(nibbles, {recode}), "w13: widen needs elements of 8 bits, got 4");
 }
 
 TEST(Steps, RejectAnOddNumberOfRowsOfTwoHalves) {
   const Subject subject(6, 2, 2);
   for (const Step& step : {Step{SwapHalves{}}, Step{SwapPairs{}}}) {
-    EXPECT_EQ(error_of(subject.stack, {PadRows{.to = 7}, step}),
+    EXPECT_EQ(plan_error(subject.stack, {PadRows{.to = 7}, step}),
               "w13: " + describe(step) + " needs an even number of rows, got 7");
   }
-  EXPECT_EQ(error_of(subject.stack, {PadRows{.to = 7}, InterleaveHalves{1}}),
+  EXPECT_EQ(plan_error(subject.stack, {PadRows{.to = 7}, InterleaveHalves{1}}),
             "w13: interleave_halves needs halves that are a multiple of 1 rows, got 7 rows in all; "
             "put pad_halves(1) before it");
 }
@@ -305,7 +301,7 @@ TEST(Steps, RejectWordsThatAreNotWhole) {
   std::array<int, 32> source;
   std::iota(source.begin(), source.end(), 0);
   const auto bits = std::make_shared<BitPermutation>("same_bits", source);
-  EXPECT_EQ(error_of(Subject(3, 3, 1).stack, {PermuteBits{bits}}),
+  EXPECT_EQ(plan_error(Subject(3, 3, 1).stack, {PermuteBits{bits}}),
             "w13: same_bits needs whole 32-bit words");
 }
 
@@ -314,7 +310,7 @@ TEST(Steps, RejectAnythingButBitsAfterATile) {
   for (const Step& step :
        {Step{SwapHalves{}}, Step{PadRows{.multiple = 2}}, Step{Tile{tiles::swizzle_8x4()}}}) {
     EXPECT_EQ(
-        error_of(subject.stack, {Tile{tiles::swizzle_128x4()}, step}),
+        plan_error(subject.stack, {Tile{tiles::swizzle_128x4()}, step}),
         "w13: " + describe(step) + " cannot follow the order that is already set; put it before");
   }
 }

@@ -10,22 +10,13 @@
 
 #include "layout/tiles/nvidia.hpp"
 #include "quant/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-template <typename Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TensorStack scale_rows(std::int64_t rows, std::int64_t block_rows) {
   TensorStack stack;
@@ -65,9 +56,9 @@ TEST(Steps, LeaveScalesOfMovesInsideABlock) {
   EXPECT_EQ(moved(4, 128, {ShuffleRows{128}}), (std::vector<std::int64_t>{0, 1, 2, 3}));
   EXPECT_EQ(moved(4, 16, {ShuffleRows{64}}), (std::vector<std::int64_t>{0, 1, 2, 3}));
   EXPECT_EQ(moved(4, 128, {SwapPairs{}}), (std::vector<std::int64_t>{0, 1, 2, 3}));
-  EXPECT_THAT(message([] { moved(64, 16, {ShuffleRows{128}}); }),
+  EXPECT_THAT(error_of([] { moved(64, 16, {ShuffleRows{128}}); }),
               HasSubstr("shuffle_rows moves rows inside 32 rows, the scale blocks have 16"));
-  EXPECT_THAT(message([] { moved(4, 128, {InterleaveHalves{1}}); }),
+  EXPECT_THAT(error_of([] { moved(4, 128, {InterleaveHalves{1}}); }),
               HasSubstr("interleave_halves needs scales of at most 1 rows, got blocks of 128"));
 }
 
@@ -102,7 +93,7 @@ TEST(Steps, SetTheOrderAfterEveryPad) {
 
 TEST(Steps, RejectWhatDoesNotFit) {
   const auto failure = [](std::int64_t rows, const Step& step) {
-    return message([&] { moved(rows, 1, {step}); });
+    return error_of([&] { moved(rows, 1, {step}); });
   };
   for (const std::int64_t rows : {16, 24}) {
     EXPECT_THAT(failure(rows, ShuffleRows{128}), HasSubstr("multiple of 32 (epilogue tile 128)"));
@@ -111,12 +102,12 @@ TEST(Steps, RejectWhatDoesNotFit) {
   EXPECT_EQ(failure(48, ShuffleRows{192}), "no error");
   EXPECT_THAT(failure(130, InterleaveHalves{64}), HasSubstr("halves that are a multiple of 64"));
   EXPECT_THAT(failure(4, PadHalves{.to = 1}), HasSubstr("pad_halves needs at most 1"));
-  EXPECT_THAT(message([] {
+  EXPECT_THAT(error_of([] {
                 make_plan("w", scale_rows(4, 1), std::vector<Step>{Tile{tiles::block_major_k(128)}},
                           nullptr);
               }),
               HasSubstr("columns % 128 == 0"));
-  EXPECT_THAT(message([] {
+  EXPECT_THAT(error_of([] {
                 make_plan("w", scale_rows(4, 1),
                           std::vector<Step>{Tile{tiles::swizzle_128x4()}, SwapHalves{}}, nullptr);
               }),
@@ -124,7 +115,7 @@ TEST(Steps, RejectWhatDoesNotFit) {
   TensorStack odd = scale_rows(4, 1);
   odd.element_bits = 4;
   odd.cols = 961;
-  EXPECT_THAT(message([&] { start_plan("w2", odd); }), HasSubstr("has 961 FP4 columns"));
+  EXPECT_THAT(error_of([&] { start_plan("w2", odd); }), HasSubstr("has 961 FP4 columns"));
 }
 
 TEST(ParseSteps, ReadsWhatDescribeWrites) {
@@ -138,7 +129,7 @@ TEST(ParseSteps, ReadsWhatDescribeWrites) {
 
 TEST(ParseSteps, RejectsUnknownNamesAndParameters) {
   const auto failure = [](const std::string& text) {
-    return message([&] { parse_steps("--steps", text); });
+    return error_of([&] { parse_steps("--steps", text); });
   };
   EXPECT_THAT(failure("swap_halfs"),
               AllOf(HasSubstr("'swap_halfs' is no step"), HasSubstr("is it swap_halves")));

@@ -9,6 +9,7 @@
 #include "quant/cast.hpp"
 #include "quant/formats.hpp"
 #include "tests/layout/layout_support.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -181,7 +182,7 @@ TEST(TritonFp8Block, KeepsCodesAndScales) {
 
 TEST(TritonFp8Block, RejectsARankThatCutsABlock) {
   const MoeLayer layer = sample_layer({.intermediate = 192, .weight_format = "fp8_block"});
-  EXPECT_THAT(testing::error_of([&] { prepare("triton_fp8_block", {}, layer); }),
+  EXPECT_THAT(error_of([&] { prepare("triton_fp8_block", {}, layer); }),
               HasSubstr("intermediate is 192"));
 }
 
@@ -249,9 +250,8 @@ TEST(TritonFp8Tensor, RequantizesAtTheUnalignedOffsetAsCompressedTensorsDoes) {
 
 TEST(TritonFp8Tensor, RefusesTheCompressedTensorsVariantWithoutAGate) {
   const MoeLayer layer = sample_layer({.gated = false, .weight_format = "fp8_tensor"});
-  EXPECT_THAT(
-      testing::error_of([&] { prepare("triton_fp8_tensor", {"requantize=ct_upstream"}, layer); }),
-      HasSubstr("not gated"));
+  EXPECT_THAT(error_of([&] { prepare("triton_fp8_tensor", {"requantize=ct_upstream"}, layer); }),
+              HasSubstr("not gated"));
 }
 
 MoeLayer gpt_oss(std::int64_t hidden = 288, std::int64_t intermediate = 96) {
@@ -339,7 +339,7 @@ TEST(TritonKernelsMxfp4, CutsRanksInBlocksOf32) {
 }
 
 TEST(TritonKernelsMxfp4, RefusesExpertParallelism) {
-  EXPECT_THAT(testing::error_of([] {
+  EXPECT_THAT(error_of([] {
                 prepare("triton_kernels_mxfp4", {}, gpt_oss(), {.ep_rank = 1, .ep_size = 3});
               }),
               HasSubstr("expert parallelism is not supported"));
@@ -351,7 +351,7 @@ TEST(TritonKernelsMxfp4, PassesOneAlphaAndOneLimit) {
   EXPECT_THAT(values_of(prepared, "swiglu_limit"), ElementsAre(7.0f));
   MoeLayer uneven = gpt_oss();
   uneven.activation.limits = {7.0f, 8.0f, 7.0f};
-  EXPECT_THAT(testing::error_of([&] { prepare("triton_kernels_mxfp4", {}, uneven); }),
+  EXPECT_THAT(error_of([&] { prepare("triton_kernels_mxfp4", {}, uneven); }),
               HasSubstr("differs from expert to expert"));
 }
 

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "tests/layout/layout_support.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -80,7 +81,7 @@ TEST(HopperMxValue, PadsLessInTheOlderRelease) {
 }
 
 TEST(HopperMxValue, RejectsOtherMmaVersions) {
-  EXPECT_THAT(testing::error_of([] { tiles::hopper_mx_value(4); }), HasSubstr("mma_version is 4"));
+  EXPECT_THAT(error_of([] { tiles::hopper_mx_value(4); }), HasSubstr("mma_version is 4"));
 }
 
 TEST(HopperMxBits, GiveCodesUnderTheMaskOfTheKernel) {
@@ -127,8 +128,7 @@ TEST(HopperMxScale, FollowsItsFormulaForEveryPowerOfTwo) {
 
 TEST(HopperMxScale, RejectsWarpsThatAreNoPowerOfTwo) {
   for (const std::int64_t warps : {0, 3, 6}) {
-    EXPECT_THAT(testing::error_of([warps] { tiles::hopper_mx_scale(warps); }),
-                HasSubstr("power of two"));
+    EXPECT_THAT(error_of([warps] { tiles::hopper_mx_scale(warps); }), HasSubstr("power of two"));
   }
 }
 
@@ -194,7 +194,7 @@ TEST(BlackwellMx4ValueShuffled, FollowsItsFormulaForAnyBlock) {
     EXPECT_EQ(testing::run(in, steps), expected) << block_k;
     EXPECT_EQ(testing::plan_of(in, steps).shape, (Shape{2, C / b, R / block_n, block_n, b}));
   }
-  EXPECT_THAT(testing::error_of([] { tiles::blackwell_mx4_value_shuffled(127, 256); }),
+  EXPECT_THAT(error_of([] { tiles::blackwell_mx4_value_shuffled(127, 256); }),
               HasSubstr("block_k must be even"));
 }
 
@@ -216,7 +216,7 @@ TEST(Cdna4MxScale, FollowsItsFormula) {
 
 TEST(Cdna4MxScale, RejectsSizesItWouldHaveToPad) {
   const Matrices in(1, 64, 12, 8);
-  EXPECT_THAT(testing::error_of([&] { testing::plan_of(in, {Tile{tiles::cdna4_mx_scale()}}); }),
+  EXPECT_THAT(error_of([&] { testing::plan_of(in, {Tile{tiles::cdna4_mx_scale()}}); }),
               HasSubstr("columns % 8"));
 }
 

@@ -17,6 +17,7 @@
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 #include "tests/layout/trtllm_formulas.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -52,12 +53,7 @@ std::vector<float> floats(const Tensor& tensor) {
 
 std::string message(std::string_view name, const std::vector<std::string>& options,
                     const MoeLayer& layer, const Shard& rank = {}) {
-  try {
-    plan(name, options, layer, rank);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return error_of([&] { plan(name, options, layer, rank); });
 }
 
 ScalarValues scalar_values(const PreparedLayer& layer) {

@@ -9,6 +9,7 @@
 
 #include "cli/conform/ops.hpp"
 #include "quant/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -30,12 +31,7 @@ class Case {
     return *this;
   }
   std::string run() const {
-    try {
-      conform::find_operation(golden_.op)(golden_);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+    return error_of([&] { conform::find_operation(golden_.op)(golden_); });
   }
   /// Of an output.
   Shape shape(std::string_view output) const {

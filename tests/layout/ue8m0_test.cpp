@@ -14,6 +14,7 @@
 #include "quant/cast.hpp"
 #include "quant/formats.hpp"
 #include "tests/layout/layout_support.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace moeref {
 namespace {
@@ -77,8 +78,7 @@ TEST(PerTokenCastToFp4, LetsNanAndInfinityThroughTheScale) {
 
 TEST(PerTokenCastToFp4, RejectsAnOddNumberOfColumns) {
   const std::array<float, 3> x{};
-  EXPECT_THAT(testing::error_of([&] { per_token_cast_to_fp4(x, 1, 3, 32, false); }),
-              HasSubstr("3 columns"));
+  EXPECT_THAT(error_of([&] { per_token_cast_to_fp4(x, 1, 3, 32, false); }), HasSubstr("3 columns"));
 }
 
 /// A block-scaled FP8 layer of one projection in memory, as layouts see it.
@@ -208,7 +208,7 @@ TEST(RequantizeUe8m0, PutsANanBlockToTheLargestScale) {
 TEST(RequantizeUe8m0, RejectsBlocksOfAnotherSize) {
   BlockLayer in(1, 1, 128, 128);
   in.layer.stacks[static_cast<std::size_t>(Slot::w13_scale)]->block_cols = 64;
-  EXPECT_THAT(testing::error_of([&] { recode::requantize_ue8m0_codes(Slot::w13).make(in.layer); }),
+  EXPECT_THAT(error_of([&] { recode::requantize_ue8m0_codes(Slot::w13).make(in.layer); }),
               HasSubstr("128 x 128 are needed"));
 }
 
@@ -247,7 +247,7 @@ TEST(PowerOfTwoScales, StoreExponentsAndComeBack) {
 TEST(PowerOfTwoScales, RejectWhatWouldLoseBits) {
   const std::array<float, 3> floats{1.0f, 1.5f, 2.0f};
   const LayerTensors layer = scale_layer(DType::f32, std::as_bytes(std::span(floats)), 3);
-  EXPECT_THAT(testing::error_of([&] { recode::power_of_two_scales(Slot::w2_scale).make(layer); }),
+  EXPECT_THAT(error_of([&] { recode::power_of_two_scales(Slot::w2_scale).make(layer); }),
               HasSubstr("scale [0, 1] is 3FC00000"));
 }
 
@@ -265,11 +265,11 @@ TEST(ScalesToF32, WidenEveryByteAndComeBack) {
 
 TEST(ScalesToF32, RejectAnotherDtypeAndAnotherBlock) {
   const Bytes bytes(8);
-  EXPECT_THAT(testing::error_of([&] {
+  EXPECT_THAT(error_of([&] {
                 recode::scales_to_f32(Slot::w2_scale).make(scale_layer(DType::f8_e4m3, bytes, 8));
               }),
               HasSubstr("F8_E4M3"));
-  EXPECT_THAT(testing::error_of([&] {
+  EXPECT_THAT(error_of([&] {
                 recode::scales_to_f32(Slot::w2_scale, 128).make(scale_layer(DType::f32, bytes, 2));
               }),
               HasSubstr("128 x 128 are needed"));

@@ -12,6 +12,7 @@
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 #include "tests/quant/dequantize_judge.hpp"
+#include "tests/support/error_of.hpp"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -227,16 +228,6 @@ TEST(Dequantize, IgnoresAndRestoresTheHostsFloatEnvironment) {
   EXPECT_EQ(to_bits(values[1]), 0x0040'0000u);
 }
 #endif
-
-template <typename Call>
-std::string error_of(const Call& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Dequantize, NamesTheMatrixAndTheFixInItsErrors) {
   const std::vector<std::uint8_t> codes(8, 0x38);
