@@ -7,6 +7,7 @@
 
 #include "cli/case_writer.hpp"
 #include "cli/commands.hpp"
+#include "cli/destination.hpp"
 #include "cli/version.hpp"
 #include "io/checkpoint.hpp"
 #include "io/linear.hpp"
@@ -186,6 +187,7 @@ void add_modules(Dequantizer& out, const Arguments& arguments) {
   std::error_code unreadable;
   const bool is_file = !fs::is_directory(source, unreadable);
   const fs::path folder = is_file ? source.parent_path() : source;
+  check_destination(arguments.out, source, folder.empty() ? fs::path(".") : folder);
   const TensorIndex tensors =
       is_file ? TensorIndex::open(folder, source.filename()) : TensorIndex::open(folder);
   const ModelConfig config = ModelConfig::open(folder / "config.json");
@@ -207,6 +209,7 @@ void run_dequantize(const Arguments& arguments, const GlobalOptions& global) {
   } else {
     const Checkpoint checkpoint = Checkpoint::open(arguments.source);
     if (checkpoint.moe_layers().empty()) fail(arguments.source, "has no layer with experts");
+    check_destination(arguments.out, arguments.source, checkpoint.folder());
     const auto loaded = std::make_shared<const MoeLayer>(
         checkpoint.load_layer(arguments.layer.value_or(checkpoint.moe_layers().front())));
     out.keep(loaded);

@@ -12,6 +12,7 @@
 #include "cli/prepared_file.hpp"
 #include "cli/selection.hpp"
 #include "cli/version.hpp"
+#include "io/json_file.hpp"
 #include "io/safetensors.hpp"
 #include "quant/error.hpp"
 
@@ -37,16 +38,31 @@ struct Arguments {
   std::string folder;
 };
 
+/// A backend, its options and the layer as it prepares it for the rank.
+struct Preparation {
+  const Backend* backend = nullptr;
+  Options options;
+  std::shared_ptr<const PreparedLayer> layer;  ///< nothing if no weights are asked for
+
+  /// "marlin_mxfp4", "marlin_mxfp4_pad=none"
+  std::string name() const {
+    const Options defaults = parse_options(*backend, {});
+    std::string name(backend->name);
+    for (const auto& [key, value] : options.values()) {
+      if (!defaults.is(key, value)) name += fmt::format("_{}={}", key, value);
+    }
+    return name;
+  }
+};
+
 std::string case_name(const std::string& model, const MoeLayer& layer, const LayerInputs& inputs,
-                      const CaseOptions& options, const Arguments& arguments) {
-  std::string name =
-      fmt::format("{}_l{}_{}_t{}", model, layer.layer, options.backend, inputs.hidden.rows);
+                      const std::string& backend, const Shard& shard, const Arguments& arguments) {
+  std::string name = fmt::format("{}_l{}_{}_t{}", model, layer.layer, backend, inputs.hidden.rows);
   name += arguments.hidden.empty() ? fmt::format("_s{}", arguments.seed)
                                    : "_" + fs::path(arguments.hidden).stem().string();
-  const Shard& shard = options.shard;
   if (shard.tp_size > 1) name += fmt::format("_tp{}of{}", shard.tp_rank, shard.tp_size);
   if (shard.ep_size > 1) name += fmt::format("_ep{}of{}", shard.ep_rank, shard.ep_size);
-  if (options.output != Format::bf16) name += "_" + arguments.output;
+  if (arguments.output != "bf16") name += "_" + arguments.output;
   return name;
 }
 
@@ -124,19 +140,13 @@ void make_folder(const fs::path& folder) {
   if (status) fail(folder.string(), "cannot be created ({}); choose another -o", status.message());
 }
 
-/// A backend and the layer as it prepares it for the rank.
-struct Preparation {
-  std::string backend;
-  std::shared_ptr<const PreparedLayer> layer;
-};
-
 /// The layer as the backend prepares it; nothing if no weights are asked for.
 /// Error: the backend does not take the layer.
-std::shared_ptr<const PreparedLayer> prepare(const Arguments& arguments, const Backend& backend,
+std::shared_ptr<const PreparedLayer> prepare(const Arguments& arguments, const Preparation& wanted,
                                              const MoeLayer& layer, const Shard& rank) {
-  const Options options = parse_options(backend, arguments.backend_options);
+  const Backend& backend = *wanted.backend;
   if (arguments.weights) {
-    return std::make_shared<const PreparedLayer>(plan_layer(backend, options, layer, rank));
+    return std::make_shared<const PreparedLayer>(plan_layer(backend, wanted.options, layer, rank));
   }
   if (std::find(backend.formats.begin(), backend.formats.end(), layer.weight_format) ==
       backend.formats.end()) {
@@ -146,15 +156,32 @@ std::shared_ptr<const PreparedLayer> prepare(const Arguments& arguments, const B
   return nullptr;
 }
 
-/// Every chosen backend; with "*" those that do not take the layer are left out.
+/// Every chosen backend with its options, nothing prepared. Error: an option that one of them does
+/// not have; options for "*".
+std::vector<Preparation> choose_backends(const Arguments& arguments) {
+  if (arguments.backends == "*" && !arguments.backend_options.empty()) {
+    fail("--option", "'{}' goes with backends by name; * takes each with its defaults",
+         one_line(arguments.backend_options.front()));
+  }
+  std::vector<Preparation> chosen;
+  for (const std::string& name : parse_backends(arguments.backends)) {
+    const Backend& backend = find_backend(name);
+    chosen.push_back({&backend, parse_options(backend, arguments.backend_options), nullptr});
+  }
+  return chosen;
+}
+
+/// The chosen backends with the layer prepared; with "*" those that do not take it are left out.
 /// Error: a named backend does not take the layer; with "*": none does.
-std::vector<Preparation> prepare_all(const Arguments& arguments, const MoeLayer& layer,
+std::vector<Preparation> prepare_all(const Arguments& arguments,
+                                     const std::vector<Preparation>& chosen, const MoeLayer& layer,
                                      const Shard& rank) {
   std::vector<Preparation> preparations;
   std::string refusal;
-  for (const std::string& name : parse_backends(arguments.backends)) {
+  for (const Preparation& wanted : chosen) {
     try {
-      preparations.push_back({name, prepare(arguments, find_backend(name), layer, rank)});
+      preparations.push_back(
+          {wanted.backend, wanted.options, prepare(arguments, wanted, layer, rank)});
     } catch (const Error& refused) {
       if (arguments.backends != "*") throw;
       refusal = refused.what();
@@ -166,12 +193,55 @@ std::vector<Preparation> prepare_all(const Arguments& arguments, const MoeLayer&
   return preparations;
 }
 
+/// Error: a folder that is not named, or the checkpoint's own.
+void check_folder(const fs::path& folder, const Checkpoint& checkpoint) {
+  if (folder.empty()) fail("--out", "'' is no folder; name one");
+  std::error_code absent;
+  if (fs::equivalent(folder, checkpoint.folder(), absent)) {
+    fail(folder.string(), "is the folder of the checkpoint that is read; choose another -o");
+  }
+}
+
+/// The cases of one layer: every count of tokens for every backend.
+void write_layer(const Arguments& arguments, const GlobalOptions& global,
+                 const Checkpoint& checkpoint, const MoeLayer& layer,
+                 const std::vector<std::int64_t>& tokens,
+                 const std::vector<Preparation>& preparations, CaseOptions options,
+                 std::vector<Written>& cases) {
+  const fs::path folder = arguments.folder;
+  const std::string model = fs::weakly_canonical(checkpoint.folder()).filename().string();
+  const std::int64_t vocabulary =
+      layer.expert_table.bytes.empty() ? 0 : layer.expert_table.shape.at(0);
+  for (const std::int64_t count : tokens) {
+    const LayerInputs inputs =
+        arguments.hidden.empty()
+            ? random_layer_inputs(count, layer.hidden, arguments.seed, vocabulary)
+            : read_layer_inputs(arguments.hidden, layer.hidden);
+    if (arguments.bounds) check_boundable(inputs);
+    make_folder(folder);
+    // The numerics are the reference's whatever the backend: computed once.
+    const ComputedCase computed =
+        compute_case(layer, inputs, options, global,
+                     fmt::format("{} layer {}, {} tokens", model, layer.layer, inputs.hidden.rows));
+    std::vector<Tensor> bounds;
+    if (arguments.bounds) bounds = bound_tensors(layer, inputs, computed, options, global);
+    for (const Preparation& preparation : preparations) {
+      options.backend = preparation.backend->name;
+      const std::string name =
+          case_name(model, layer, inputs, preparation.name(), options.shard, arguments);
+      cases.push_back(write_case(folder / (name + ".safetensors"), checkpoint.folder(), layer,
+                                 inputs, options, arguments, computed, bounds, preparation.layer,
+                                 global.threads));
+    }
+  }
+}
+
 void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   const auto begin = std::chrono::steady_clock::now();
-  const fs::path folder = arguments.folder;
   const Checkpoint checkpoint = Checkpoint::open(arguments.checkpoint);
+  check_folder(arguments.folder, checkpoint);
   const auto layers = parse_numbers("--layer", arguments.layers, checkpoint.moe_layers());
-  parse_backends(arguments.backends);
+  const std::vector<Preparation> chosen = choose_backends(arguments);
   auto tokens = parse_numbers("--tokens", arguments.tokens, {});
   if (!arguments.hidden.empty()) tokens = {0};  // the file has them
   if (tokens.empty()) fail("--tokens", "'{}' names no number", arguments.tokens);
@@ -180,34 +250,19 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   options.output = parse_output_format(arguments.output);
   options.stages = arguments.stages;
   options.weights = arguments.weights;
-  const std::string model = fs::weakly_canonical(checkpoint.folder()).filename().string();
   if (layers.empty()) fail(checkpoint.folder().string(), "has no layer with experts");
 
+  // What a backend refuses in a later layer is told before the first is computed.
+  for (const std::int64_t index : layers) {
+    if (layers.size() == 1) break;
+    prepare_all(arguments, chosen, checkpoint.load_layer(index), options.shard);
+  }
   std::vector<Written> cases;
   MoeLayer layer;
   for (const std::int64_t index : layers) {
     layer = checkpoint.load_layer(index);
-    const std::vector<Preparation> preparations = prepare_all(arguments, layer, options.shard);
-    const std::int64_t vocabulary =
-        layer.expert_table.bytes.empty() ? 0 : layer.expert_table.shape.at(0);
-    for (const std::int64_t count : tokens) {
-      const LayerInputs inputs =
-          arguments.hidden.empty()
-              ? random_layer_inputs(count, layer.hidden, arguments.seed, vocabulary)
-              : read_layer_inputs(arguments.hidden, layer.hidden);
-      for (const Preparation& preparation : preparations) {
-        options.backend = preparation.backend;
-        const std::string name = case_name(model, layer, inputs, options, arguments);
-        if (arguments.bounds) check_boundable(inputs);
-        make_folder(folder);
-        const ComputedCase computed = compute_case(layer, inputs, options, global, name);
-        std::vector<Tensor> bounds;
-        if (arguments.bounds) bounds = bound_tensors(layer, inputs, computed, options, global);
-        cases.push_back(write_case(folder / (name + ".safetensors"), checkpoint.folder(), layer,
-                                   inputs, options, arguments, computed, bounds, preparation.layer,
-                                   global.threads));
-      }
-    }
+    write_layer(arguments, global, checkpoint, layer, tokens,
+                prepare_all(arguments, chosen, layer, options.shard), options, cases);
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

@@ -1,11 +1,11 @@
 // moeref layout apply: a layer's weights as a backend prepares them, or one tensor through steps.
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
+#include "cli/destination.hpp"
 #include "cli/layout_commands.hpp"
 #include "cli/layout_single.hpp"
 #include "cli/layout_source.hpp"
@@ -62,10 +62,6 @@ void print_tensors(const PreparedLayer& layer) {
 void write(const std::shared_ptr<const PreparedLayer>& layer, std::string_view op,
            const nlohmann::json& params, const Arguments& arguments, const GlobalOptions& global,
            const std::string& headline) {
-  std::error_code unreadable;
-  if (std::filesystem::equivalent(arguments.out, arguments.source, unreadable)) {
-    fail(arguments.out, "is the input itself; choose another -o");
-  }
   CaseWriter writer;
   add_prepared(writer, layer, "", global.threads);
   writer.write(arguments.out, {{"op", std::string(op)},
@@ -89,6 +85,7 @@ void apply_backend(const Arguments& arguments, const GlobalOptions& global) {
   }
   const LayerSource source = open_layer_source(arguments.source, arguments.layer,
                                                {arguments.single.order, arguments.format});
+  check_destination(arguments.out, arguments.source, source.checkpoint);
   const auto layer = std::make_shared<const PreparedLayer>(plan_source(source, arguments.choice));
   const LayerShape& shape = layer->source->shape;
   write(layer, kPreparedWeights, prepared_params(*layer, source.origins), arguments, global,
@@ -114,6 +111,7 @@ void apply_steps(const Arguments& arguments, const GlobalOptions& global) {
     fail("--steps", "takes one tensor; name it after the file {}", arguments.source);
   }
   need_order(arguments.single);
+  check_destination(arguments.out, arguments.source, {});
   const auto file = SafetensorsFile::open(arguments.source);
   const TensorView& view = file->at(arguments.tensor);
   if (view.shape.empty() || view.shape.size() > 3 || element_count(view.shape) == 0) {
@@ -133,10 +131,9 @@ void run_apply(const Arguments& arguments, const GlobalOptions& global) {
     fail("layout apply", "give --backend for a layer, or --steps for one tensor");
   }
   if (arguments.single.steps.empty()) {
-    if (arguments.single.bits != 0 || !arguments.single.block.empty()) {
-      fail(arguments.single.bits != 0 ? "--bits" : "--block",
-           "goes with --steps; a backend knows its tensors");
-    }
+    SingleTensor single = arguments.single;
+    single.order.clear();  // of logical tensors
+    refuse_single(single, "", "a backend knows its tensors");
     apply_backend(arguments, global);
   } else {
     apply_steps(arguments, global);

@@ -26,7 +26,7 @@ struct Arguments {
   std::string checkpoint;
   std::optional<std::int64_t> layer;
   std::string shape;
-  std::string format;
+  LogicalHints hints;
 };
 
 json to_json(const AuditReport& report) {
@@ -195,7 +195,8 @@ void run_audit(const Arguments& arguments, const GlobalOptions& global) {
     if (!arguments.shape.empty()) {
       fail("--shape", "is for sample layers; {} has its own", arguments.checkpoint);
     }
-    const LayerSource source = open_layer_source(arguments.checkpoint, arguments.layer, {});
+    const LayerSource source =
+        open_layer_source(arguments.checkpoint, arguments.layer, arguments.hints);
     if (source.part) {
       fail(arguments.checkpoint, "holds one rank's part; audit the whole layer with --tp or --ep");
     }
@@ -203,6 +204,10 @@ void run_audit(const Arguments& arguments, const GlobalOptions& global) {
     return;
   }
   if (arguments.layer) fail("--layer", "goes with a checkpoint");
+  if (!arguments.hints.order.empty() || !arguments.hints.format.empty()) {
+    fail(arguments.hints.order.empty() ? "--format" : "--order",
+         "goes with a file of logical tensors; a sample layer's format is part of --shape");
+  }
   if (!arguments.shape.empty()) {
     audit_one(backend, options, sample_layer(parse_sample_shape(arguments.shape, backend)), rank,
               global);
@@ -222,12 +227,18 @@ void add_layout_audit(CLI::App& layout, const GlobalOptions& global) {
   CLI::App* command = layout.add_subcommand(
       "audit", "does the function of a layer survive a backend's preparation?");
   command->add_option("backend", arguments->choice.backend, "backend, see layout list")->required();
-  command->add_option("checkpoint", arguments->checkpoint, "instead of sample layers: this one's");
+  command->add_option("checkpoint", arguments->checkpoint,
+                      "instead of sample layers: this one's, or a file of logical tensors");
   command->add_option("--layer", arguments->layer, "layer number of the checkpoint");
   command->add_option("--shape", arguments->shape,
                       "one sample layer: experts=2,hidden=256,intermediate=192,gated=true,"
                       "bias=false,format=nvfp4,seed=0");
   add_rank_options(*command, arguments->choice);
+  command->add_option("--format", arguments->hints.format,
+                      "weight format of logical tensors, if the file does not say it");
+  command->add_option("--order", arguments->hints.order,
+                      "gate_up, up_gate or interleaved rows of logical tensors, if the file does "
+                      "not say it");
   command->footer(
       "Reads the prepared tensors as the kernel does, runs the exact engine on them and on the\n"
       "logical weights after the stated recodings, and compares all bits. Exit code 1 if they "

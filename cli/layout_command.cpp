@@ -63,6 +63,11 @@ std::vector<std::pair<std::string, std::string>> parse_pairs(
     if (equals == std::string::npos || std::find(known.begin(), known.end(), key) == known.end()) {
       fail(option, "'{}' is not understood; write {}=...", word, fmt::join(known, "=..., "));
     }
+    for (const auto& [earlier, value] : pairs) {
+      if (earlier == key)
+        fail(option, "{} is given twice, {} and {}; give it once", key, value,
+             word.substr(equals + 1));
+    }
     pairs.emplace_back(key, word.substr(equals + 1));
   }
   return pairs;

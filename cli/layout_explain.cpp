@@ -32,6 +32,11 @@ Subject subject_of_shape(const Arguments& arguments) {
   if (arguments.what.size() > 1) {
     fail(arguments.what.front(), "is a file's name; a file says its backend, leave --backend out");
   }
+  if (!arguments.single.steps.empty()) {
+    fail("--steps", "names the steps of one tensor of a file; {} has its own",
+         arguments.choice.backend);
+  }
+  refuse_single(arguments.single, arguments.dtype, "a backend knows its tensors");
   const Backend& backend = find_backend(arguments.choice.backend);
   const Options options = parse_options(backend, arguments.choice.options);
   EmptyRank empty = empty_rank(backend, options, parse_sample_shape(arguments.shape, backend),
@@ -55,6 +60,7 @@ Subject subject_of_file(const Arguments& arguments) {
                      arguments.single);
     return subject;
   }
+  refuse_single(arguments.single, arguments.dtype, "the file says how it was prepared");
   const BackendChoice& choice = arguments.choice;
   if (!choice.options.empty() || !choice.tp.empty() || !choice.ep.empty() ||
       !arguments.shape.empty()) {

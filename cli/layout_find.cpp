@@ -33,6 +33,9 @@ Wanted parse_find(std::string text) {
     at = end + 1;
     if (word.empty()) continue;
     if (word == "gate" || word == "up" || word == "down") {
+      if (!wanted.projection.empty()) {
+        fail("--find", "names {} and {}; name one", wanted.projection, word);
+      }
       wanted.projection = word;
       continue;
     }
@@ -42,10 +45,12 @@ Wanted parse_find(std::string text) {
     auto& target = pairs.front().first == "expert" ? wanted.expert
                    : pairs.front().first == "row"  ? wanted.row
                                                    : wanted.col;
+    if (target) fail("--find", "{} is given twice; give it once", pairs.front().first);
     target = value;
   }
-  if (!wanted.expert)
+  if (!wanted.expert) {
     fail("--find", "'{}' names no expert; write expert=3 gate row=17 col=5", text);
+  }
   return wanted;
 }
 

@@ -166,7 +166,6 @@ void add_experts(CaseWriter& writer, const std::string& prefix,
 /// Owns the floats of one tensor until the file is written.
 void add_floats(CaseWriter& writer, std::string name, Shape shape,
                 const std::vector<float>& values) {
-  if (values.empty()) return;
   const auto kept = std::make_shared<const std::vector<float>>(values);
   writer.add({std::move(name), DType::f32, std::move(shape)},
              [kept](const auto& sink) { sink(std::as_bytes(std::span(*kept))); });
@@ -194,22 +193,31 @@ void add_shared_weights(CaseWriter& writer, const MoeLayer& layer, const std::st
   add_experts(writer, prefix, {&*kept->shared});
 }
 
-void add_logical_scalars(CaseWriter& writer, const LayerTensors& layer) {
+void for_each_logical_scalar(const LayerTensors& layer,
+                             const std::function<void(const std::string& tensor, const Shape& shape,
+                                                      const std::vector<float>& values)>& visit) {
   const ExpertScalars& scalars = layer.scalars;
   const LayerShape& shape = layer.shape;
   const WeightForm& form = find_weight_form(shape.model, shape.weight_format);
   const std::string end = form.has_globals ? "_scale_2" : "_scale";
-  if (form.has_globals || !has_block_scales(form)) {
-    add_floats(writer, "w13" + end, {shape.experts, shape.halves()}, scalars.w13_scale);
-    add_floats(writer, "w2" + end, {shape.experts}, scalars.w2_scale);
+  if (!scalars.w13_scale.empty() && (form.has_globals || !has_block_scales(form))) {
+    visit("w13" + end, {shape.experts, shape.halves()}, scalars.w13_scale);
+    visit("w2" + end, {shape.experts}, scalars.w2_scale);
   }
-  add_floats(writer, "w13_input_scale", {shape.total_experts, shape.halves()},
-             scalars.w13_input_scale);
-  add_floats(writer, "w2_input_scale", {shape.total_experts}, scalars.w2_input_scale);
-  if (is_default(scalars)) return;
-  add_floats(writer, "swiglu_alpha", {size_of(scalars.alpha)}, scalars.alpha);
-  add_floats(writer, "swiglu_beta", {size_of(scalars.beta)}, scalars.beta);
-  add_floats(writer, "swiglu_limit", {size_of(scalars.limit)}, scalars.limit);
+  visit("w13_input_scale", {shape.total_experts, shape.halves()}, scalars.w13_input_scale);
+  visit("w2_input_scale", {shape.total_experts}, scalars.w2_input_scale);
+  visit("swiglu_alpha", {size_of(scalars.alpha)}, scalars.alpha);
+  visit("swiglu_beta", {size_of(scalars.beta)}, scalars.beta);
+  visit("swiglu_limit", {size_of(scalars.limit)}, scalars.limit);
+}
+
+void add_logical_scalars(CaseWriter& writer, const LayerTensors& layer) {
+  const bool plain = is_default(layer.scalars);
+  for_each_logical_scalar(
+      layer, [&](const std::string& tensor, const Shape& shape, const std::vector<float>& values) {
+        if (values.empty() || (plain && tensor.starts_with("swiglu_"))) return;
+        add_floats(writer, tensor, shape, values);
+      });
 }
 
 }  // namespace moeref::cli

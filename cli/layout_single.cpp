@@ -43,6 +43,16 @@ void add_single_options(CLI::App& command, SingleTensor& single) {
                      "tensor holds scales (steps count weight rows)");
 }
 
+void refuse_single(const SingleTensor& single, const std::string& dtype, std::string_view instead) {
+  const std::pair<std::string_view, bool> given[] = {{"--order", !single.order.empty()},
+                                                     {"--bits", single.bits != 0},
+                                                     {"--block", !single.block.empty()},
+                                                     {"--dtype", !dtype.empty()}};
+  for (const auto& [option, is_given] : given) {
+    if (is_given) fail(option, "goes with --steps; {}", instead);
+  }
+}
+
 int element_bits(const SingleTensor& single, const std::string& subject, DType dtype) {
   const int stored = info(dtype).bits;
   const bool packed = single.bits == 4 && stored % 8 == 0;

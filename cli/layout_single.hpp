@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "cli/layout_commands.hpp"
 #include "cli/prepared_file.hpp"
@@ -18,6 +19,9 @@ struct SingleTensor {
   std::string block;
 };
 void add_single_options(CLI::App& command, SingleTensor& single);
+/// Error: one of --order, --bits, --block or --dtype, which go with --steps. `instead`: what says
+/// it without --steps.
+void refuse_single(const SingleTensor& single, const std::string& dtype, std::string_view instead);
 /// Element size and block of a stack as the options say. Error: bits that do not fit the dtype.
 int element_bits(const SingleTensor& single, const std::string& subject, DType dtype);
 /// Error: steps that depend on halves, and no --order that says where the halves are.

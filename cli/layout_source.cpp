@@ -24,7 +24,8 @@ LayerSource from_checkpoint(const std::string& path, std::optional<std::int64_t>
   LayerSource source;
   source.origins.layer = layer.value_or(checkpoint.moe_layers().front());
   source.origins.checkpoint = fs::weakly_canonical(checkpoint.folder()).filename().string();
-  source.layer = checkpoint.load_layer(source.origins.layer);
+  source.checkpoint = checkpoint.folder();
+  source.layer = checkpoint.load_layer(*source.origins.layer);
   return source;
 }
 
@@ -36,7 +37,7 @@ LayerSource from_tensors(const std::shared_ptr<const SafetensorsFile>& file,
   }
   LogicalFile logical = read_logical_weights(file, hints);
   LayerSource source;
-  source.origins.checkpoint = file->path().filename().string();
+  source.origins = logical.origins;
   source.layer = std::move(logical.layer);
   source.part = std::move(logical.part);
   source.rank = logical.rank;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@ namespace moeref::cli {
 /// A layer to prepare: of a checkpoint, or of a file of logical tensors.
 struct LayerSource {
   Origins origins;
+  std::filesystem::path checkpoint;  ///< its folder; empty = a file of logical tensors
   MoeLayer layer;
   std::optional<LayerTensors> part;  ///< a file that holds one rank's part
   StoredRank rank;

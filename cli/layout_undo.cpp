@@ -3,9 +3,9 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <utility>
 
+#include "cli/destination.hpp"
 #include "cli/layout_commands.hpp"
 #include "cli/layout_single.hpp"
 #include "cli/layout_undoing.hpp"
@@ -27,9 +27,9 @@ struct Arguments {
 
 PreparedFile open_file(const Arguments& arguments) {
   if (!arguments.single.steps.empty()) return open_foreign(arguments.input, arguments.single);
-  if (!arguments.input.shape.empty() || !arguments.input.dtype.empty()) {
-    fail(arguments.input.shape.empty() ? "--dtype" : "--shape", "goes with --steps");
-  }
+  constexpr std::string_view kInstead = "the file says how it was prepared";
+  if (!arguments.input.shape.empty()) fail("--shape", "goes with --steps; {}", kInstead);
+  refuse_single(arguments.single, arguments.input.dtype, kInstead);
   PreparedFile opened = open_prepared(arguments.input.file);
   if (!arguments.input.tensor.empty()) {
     const PreparedTensor wanted =
@@ -157,10 +157,7 @@ std::string right_text(const std::vector<FactorCheck>& factors) {
 }
 
 void run_undo(const Arguments& arguments, const GlobalOptions& global) {
-  std::error_code unreadable;
-  if (std::filesystem::equivalent(arguments.out, arguments.input.file, unreadable)) {
-    fail(arguments.out, "is the input itself; choose another -o");
-  }
+  check_destination(arguments.out, arguments.input.file, {});
   const PreparedFile file = open_file(arguments);
   const bool whole_layer = file.layer.backend != nullptr && arguments.input.tensor.empty();
   std::vector<Undoing> undoings = plan_undo(file, file.layer.backend == nullptr);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -10,6 +11,7 @@
 
 #include "cli/layout_commands.hpp"
 #include "cli/layout_formats.hpp"
+#include "cli/layout_undoing.hpp"
 #include "cli/prepared_file.hpp"
 #include "io/json_file.hpp"
 #include "quant/error.hpp"
@@ -40,6 +42,7 @@ class Reader {
   LogicalFile read() {
     LogicalFile logical;
     fill_layer(logical.layer);
+    logical.origins = origins();
     if (!stored_) return logical;
     logical.layer.model_type = stored_->shape.model;
     if (logical_rank_) logical.rank = *logical_rank_;
@@ -79,13 +82,23 @@ class Reader {
       bytes += static_cast<std::int64_t>(view.bytes.size());
     }
     const Fields fields(name, params_);
-    if (op->second != kLogicalWeights) check_not_prepared();
+    is_logical_ = op->second == kLogicalWeights;
+    if (!is_logical_) check_not_prepared();
     check_not_recoded(fields);
     stored_ = layer_from_json(fields, most_elements(bytes));
     logical_rank_ = rank_from_json(fields, stored_->shape);
   }
 
-  /// Error: weights that a backend's steps have moved.
+  Origins origins() const {
+    Origins origins{file_->path().filename().string(), std::nullopt};
+    if (!stored_) return origins;
+    const Fields fields(file_->path().string() + ": metadata params", params_);
+    if (fields.has("checkpoint")) origins.checkpoint = one_line(fields.string("checkpoint"));
+    if (fields.has("layer")) origins.layer = fields.integer("layer", 0, INT64_MAX);
+    return origins;
+  }
+
+  /// Error: weights that a backend's steps have moved; factors that are not the metadata's.
   void check_not_prepared() const {
     const PreparedFile prepared = open_prepared(file_->path());
     for (const TensorRecipe& recipe : prepared.layer.recipe.tensors) {
@@ -94,6 +107,9 @@ class Reader {
            "holds weights prepared for {}; give the checkpoint, or take them back with `moeref "
            "layout undo` first",
            prepared.layer.backend->name);
+    }
+    for (const FactorCheck& check : check_factors(prepared)) {
+      if (check.wrong > 0) fail(subject(check.name), "{}", check.first_wrong);
     }
   }
 
@@ -320,9 +336,28 @@ class Reader {
     return values;
   }
 
+  /// Error: factors of the file that are not those of its metadata.
+  void check_stored(const std::string& tensor, const std::vector<float>& stored) const {
+    const std::vector<float> found = numbers(tensor, static_cast<std::int64_t>(stored.size()));
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      const auto has = std::bit_cast<std::uint32_t>(found[i]);
+      const auto needs = std::bit_cast<std::uint32_t>(stored[i]);
+      if (has == needs) continue;
+      fail(subject(tensor), "[{}] is {} ({:#010x}), the file's metadata say {} ({:#010x})", i,
+           found[i], has, stored[i], needs);
+    }
+  }
+
   ExpertScalars scalars(int halves) const {
     ExpertScalars read;
-    if (stored_) return stored_->scalars;
+    if (stored_) {
+      if (is_logical_) {
+        for_each_logical_scalar(
+            *stored_, [this](const std::string& tensor, const Shape&,
+                             const std::vector<float>& values) { check_stored(tensor, values); });
+      }
+      return stored_->scalars;
+    }
     if (form_->has_globals) {
       read.w13_scale = globals("w13", experts_ * halves);
       read.w2_scale = globals("w2", experts_);
@@ -398,6 +433,7 @@ class Reader {
   std::string prefix_;
   json params_ = json::object();
   std::optional<LayerTensors> stored_;  ///< what the metadata say, without data
+  bool is_logical_ = false;             ///< what undo wrote; else weights that no step has moved
   std::optional<StoredRank> logical_rank_;
   const WeightForm* form_ = nullptr;
   const TensorView* w13_ = nullptr;

@@ -1,13 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cli/case_writer.hpp"
 #include "cli/layout_json.hpp"
+#include "cli/prepared_file.hpp"
 #include "io/safetensors.hpp"
 #include "quant/moe_layer.hpp"
 
@@ -18,10 +21,14 @@ namespace moeref::cli {
 /// first), their scales as stored, global scales and biases. Nothing if the layer has none.
 void add_shared_weights(CaseWriter& writer, const MoeLayer& layer, const std::string& prefix);
 
-/// Adds what a logical layer has beside its matrices as f32 tensors: w13_scale_2 [E, halves] and
-/// w2_scale_2 [E] (global scales that multiply; w13_scale, w2_scale where a matrix has no others),
-/// w13_input_scale [all E, halves], w2_input_scale [all E], swiglu_alpha, _beta, _limit [E] if one
-/// of them is not the default.
+/// Calls `visit` with the name, shape and numbers of what a logical layer has beside its matrices:
+/// w13_scale_2 [E, halves] and w2_scale_2 [E] (global scales that multiply; w13_scale, w2_scale
+/// where a matrix has no others), w13_input_scale [all E, halves], w2_input_scale [all E],
+/// swiglu_alpha, _beta, _limit [E].
+void for_each_logical_scalar(const LayerTensors& layer,
+                             const std::function<void(const std::string& tensor, const Shape& shape,
+                                                      const std::vector<float>& values)>& visit);
+/// Adds them as f32 tensors; swiglu_* only if one of them is not the default.
 void add_logical_scalars(CaseWriter& writer, const LayerTensors& layer);
 
 /// The logical weights of a tensor file, read as a layer.
@@ -30,6 +37,7 @@ struct LogicalFile {
   /// A rank's part: what is stored of the layer it was cut from. `layer` is the part alone.
   std::optional<LayerTensors> part;
   StoredRank rank;
+  Origins origins;  ///< of the layer, as far as the file tells; else the file itself
 };
 
 /// What the file may leave open.

@@ -177,7 +177,7 @@ json prepared_params(const PreparedLayer& layer, const Origins& origins) {
   params["backend"] = layer.backend->name;
   params["options"] = layer.options.values();
   params["checkpoint"] = origins.checkpoint;
-  params["layer"] = origins.layer;
+  if (origins.layer) params["layer"] = *origins.layer;
   add_rank(params, layer.rank, layer.range);
   json formulas = json::object();
   for (const ScalarRecipe& scalar : layer.recipe.scalars) formulas[scalar.name] = scalar.formula;

@@ -27,8 +27,8 @@ inline constexpr std::string_view kLogicalWeights = "logical_weights";
 
 /// Where prepared weights come from, for the metadata.
 struct Origins {
-  std::string checkpoint;  ///< folder or file, its last name alone
-  std::int64_t layer = 0;
+  std::string checkpoint;             ///< folder or file, its last name alone
+  std::optional<std::int64_t> layer;  ///< absent = not known
 };
 
 /// {backend, options, checkpoint, layer, tp, ep, range, shape, sources, scalars, formulas, views}

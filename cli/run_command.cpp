@@ -6,6 +6,7 @@
 
 #include "cli/case_writer.hpp"
 #include "cli/commands.hpp"
+#include "cli/destination.hpp"
 #include "cli/moe_case.hpp"
 #include "cli/selection.hpp"
 #include "cli/version.hpp"
@@ -53,6 +54,13 @@ T param(const nlohmann::json& params, const std::string& file, const char* key) 
   }
 }
 
+/// Error: -o would replace what is read.
+void check_out(const Arguments& arguments, const fs::path& checkpoint) {
+  if (arguments.out.empty()) return;
+  check_destination(arguments.out, arguments.source, checkpoint);
+  check_destination(arguments.out, arguments.hidden, {});
+}
+
 /// The checkpoint of a golden file: as given, else a folder of the stored name beside the file or
 /// here.
 std::string find_checkpoint(const Arguments& arguments, const std::string& stored) {
@@ -97,8 +105,9 @@ Job job_from_golden(const Arguments& arguments) {
   Job job;
   job.checkpoint =
       find_checkpoint(arguments, param<std::string>(params, arguments.source, "checkpoint"));
-  job.layer = Checkpoint::open(job.checkpoint)
-                  .load_layer(param<std::int64_t>(params, arguments.source, "layer"));
+  const Checkpoint checkpoint = Checkpoint::open(job.checkpoint);
+  check_out(arguments, checkpoint.folder());
+  job.layer = checkpoint.load_layer(param<std::int64_t>(params, arguments.source, "layer"));
   check_same_layer(arguments, params, job.layer);
   job.inputs = read_layer_inputs(arguments.source, job.layer.hidden);
   job.options.backend = param<std::string>(params, arguments.source, "backend");
@@ -118,6 +127,7 @@ Job job_from_golden(const Arguments& arguments) {
 
 Job job_from_checkpoint(const Arguments& arguments) {
   const Checkpoint checkpoint = Checkpoint::open(arguments.source);
+  check_out(arguments, checkpoint.folder());
   Job job;
   job.checkpoint = arguments.source;
   if (checkpoint.moe_layers().empty()) fail(arguments.source, "has no layer with experts");
@@ -127,7 +137,9 @@ Job job_from_checkpoint(const Arguments& arguments) {
   job.inputs = arguments.hidden.empty() ? random_layer_inputs(arguments.tokens, job.layer.hidden,
                                                               arguments.seed, vocabulary)
                                         : read_layer_inputs(arguments.hidden, job.layer.hidden);
-  job.options.backend = parse_backends(arguments.backend).front();
+  const std::vector<std::string> backends = parse_backends(arguments.backend);
+  if (backends.size() > 1) fail("--backend", "names {} backends; run takes one", backends.size());
+  job.options.backend = backends.front();
   job.options.shard = parse_shard(arguments.tp, arguments.ep);
   job.options.output = parse_output_format(arguments.output.empty() ? "bf16" : arguments.output);
   return job;
@@ -141,10 +153,6 @@ void check_options(const Arguments& arguments, bool golden) {
   }
   if (!golden && !arguments.checkpoint.empty()) {
     fail("--checkpoint", "goes with a golden file; {} is the checkpoint already", arguments.source);
-  }
-  std::error_code unreadable;
-  if (!arguments.out.empty() && fs::equivalent(arguments.out, arguments.source, unreadable)) {
-    fail(arguments.out, "is the golden file itself; choose another -o");
   }
 }
 

@@ -93,7 +93,7 @@ std::vector<std::string> parse_backends(const std::string& text) {
       fail("--backend", "'{}' is unknown; is it {}? `moeref layout list` shows all", one_line(name),
            fmt::join(nearest_names(name, known), " or "));
     }
-    names.emplace_back(name);
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.emplace_back(name);
   }
   return names;
 }

@@ -26,7 +26,7 @@ Shard parse_shard(const std::string& tp, const std::string& ep);
 /// f32, bf16 or f16. Error: another name.
 Format parse_output_format(const std::string& name);
 
-/// Names of backends from "a,b" or "*" (all). Error: unknown, with the known ones.
+/// Names of backends from "a,b" or "*" (all), each once. Error: unknown, with the nearest ones.
 std::vector<std::string> parse_backends(const std::string& text);
 
 }  // namespace moeref::cli
