@@ -20,9 +20,6 @@ void add_layout_undo(CLI::App& layout, const GlobalOptions& global);
 void add_layout_explain(CLI::App& layout, const GlobalOptions& global);
 void add_layout_audit(CLI::App& layout, const GlobalOptions& global);
 
-/// The most elements that a tensor named on the command line may have.
-inline constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
-
 /// Which preparation: --backend, --option, --tp, --ep.
 struct BackendChoice {
   std::string backend;

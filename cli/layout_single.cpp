@@ -55,12 +55,12 @@ void refuse_single(const SingleTensor& single, const std::string& dtype, std::st
 
 int element_bits(const SingleTensor& single, const std::string& subject, DType dtype) {
   const int stored = info(dtype).bits;
-  const bool packed = single.bits == 4 && stored % 8 == 0;
+  const bool packed = single.bits == 4 && stored == 8;
   const int bits = packed || single.bits == 0 ? (packed ? 4 : stored) : single.bits;
   constexpr std::array kBits{4, 8, 16, 32};
   const bool known = std::find(kBits.begin(), kBits.end(), bits) != kBits.end();
   if (known && (packed || bits == stored)) return bits;
-  fail(subject, "is {} with elements of {} bits; steps move 4 (packed), 8, 16 or 32 bits",
+  fail(subject, "is {} with elements of {} bits; steps move 4 (two a byte), 8, 16 or 32 bits",
        name(dtype), bits);
 }
 

@@ -78,39 +78,12 @@ json views_of(const PreparedLayer& layer) {
   return views;
 }
 
-bool repeats_too_often(const Plan& plan, const Step& step, std::int64_t most) {
-  const auto* repeat = std::get_if<RepeatRows>(&step);
-  if (repeat == nullptr) return false;
-  const std::int64_t rows = plan.map.rows.size();
-  return rows != 0 && repeat->times > most / rows;
-}
-
-/// A plan without data whose tables stay in bounds whatever the steps are.
-Plan bounded_plan(const std::string& name, const TensorStack& stack, std::span<const Step> steps,
-                  std::int64_t most) {
-  const std::int64_t in_rows = stack.rows();
-  if (in_rows != 0 && stack.cols != 0 && stack.experts > most / in_rows / stack.cols) {
-    fail(name, "has {} x [{}, {}] elements, more than can be", stack.experts, in_rows, stack.cols);
-  }
-  Plan plan = start_plan(name, stack);
-  for (const Step& step : steps) {
-    if (!repeats_too_often(plan, step, most)) append(plan, step, nullptr);
-    const std::int64_t rows = plan.map.rows.size();
-    const std::int64_t cols = plan.map.cols.size();
-    if (repeats_too_often(plan, step, most) ||
-        (rows != 0 && cols != 0 && stack.experts > most / rows / cols)) {
-      fail(name, "{} makes more elements than the tensor can have", describe(step));
-    }
-  }
-  check_movable(name, plan.map, {}, stack.element_bits);
-  return plan;
-}
-
 PreparedTensor plan_matrix(const TensorRecipe& recipe, const TensorStack& stack,
                            std::int64_t most) {
   PreparedTensor prepared;
   prepared.name = recipe.name;
-  prepared.plan = bounded_plan(recipe.name, stack, recipe.steps, most);
+  prepared.plan = make_plan(recipe.name, stack, recipe.steps, nullptr, most);
+  check_movable(recipe.name, prepared.plan.map, {}, stack.element_bits);
   prepared.dtype = prepared.plan.dtype;
   prepared.shape = prepared.plan.shape;
   const bool is_bias = recipe.from == Slot::w13_bias || recipe.from == Slot::w2_bias;

@@ -9,6 +9,7 @@
 
 #include "layout/dense_layer.hpp"
 #include "quant/error.hpp"
+#include "simd/float_environment.hpp"
 
 namespace moeref {
 namespace {
@@ -186,6 +187,7 @@ ScalarValues planned_scalars(const PreparedLayer& prepared) {
 }
 
 MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made, int threads) {
+  const simd::DefaultFloatEnvironment environment;
   check_reading(prepared);
   if (made.size() != prepared.tensors.size()) {
     fail(prepared.backend->name, "{} tensors are given, {} are prepared", made.size(),
@@ -217,6 +219,7 @@ MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> mad
 }
 
 MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded, int threads) {
+  const simd::DefaultFloatEnvironment environment;
   DenseSlots slots;
   for (std::size_t slot = 0; slot < slots.size(); ++slot) {
     const std::int64_t number = tensor_of(prepared, static_cast<Slot>(slot));

@@ -7,9 +7,10 @@ namespace moeref {
 
 MoeWeightSizes moe_weight_sizes(const MoeWeightRequest& request) {
   constexpr std::int64_t kAlignment = 128;  // stored columns
-  if (request.intermediate < 0) {
-    fail("moe_weight_sizes", "the intermediate size is {}; it must not be negative",
-         request.intermediate);
+  constexpr std::int64_t kMost = std::int64_t{1} << 40;
+  if (request.intermediate < 0 || request.intermediate > kMost) {
+    fail("moe_weight_sizes", "the intermediate size is {}; needed is 0 to {}", request.intermediate,
+         kMost);
   }
   MoeWeightSizes sizes;
   sizes.w13_up_dim = request.concat ? 2 * request.intermediate : request.intermediate;

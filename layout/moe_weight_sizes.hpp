@@ -26,7 +26,7 @@ struct MoeWeightSizes {
 ///   if packed
 /// As upstream has it: without concat the rows stay unpadded while the columns of w2 are padded,
 /// and packed w13 gets twice its rows.
-/// Error: a negative size.
+/// Error: a size that is negative or above 2^40.
 /// Source: sglang@004813e1dd46 layers/moe/utils.py get_moe_weight_sizes
 MoeWeightSizes moe_weight_sizes(const MoeWeightRequest& request);
 

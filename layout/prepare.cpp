@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "quant/error.hpp"
+#include "simd/float_environment.hpp"
 
 namespace moeref {
 namespace {
@@ -74,6 +75,7 @@ void plan_all(PreparedLayer& prepared) {
 }  // namespace
 
 PreparedLayer plan_tensors(const Backend& backend, const Options& options, LayerTensors tensors) {
+  const simd::DefaultFloatEnvironment environment;
   PreparedLayer prepared;
   prepared.backend = &backend;
   prepared.options = options;
@@ -85,6 +87,7 @@ PreparedLayer plan_tensors(const Backend& backend, const Options& options, Layer
 
 PreparedLayer plan_layer(const Backend& backend, const Options& options, const MoeLayer& layer,
                          const Shard& rank) {
+  const simd::DefaultFloatEnvironment environment;
   const MoeLayer owned = shard(layer, {.ep_rank = rank.ep_rank, .ep_size = rank.ep_size});
   LayerTensors whole = layer_tensors(owned, layer);
   const Loader loader = backend.loader != nullptr ? backend.loader(whole.shape, options) : Loader{};

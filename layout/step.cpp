@@ -44,6 +44,16 @@ struct Append {
          step, run, plan.block_rows);
   }
 
+  /// Error: a matrix of `rows` and `cols` is larger than a tensor can be. Before any table is made.
+  void need_room(std::int64_t rows, std::int64_t cols, std::string_view step) const {
+    const std::int64_t experts = std::max<std::int64_t>(plan.map.experts, 1);
+    const std::int64_t others = experts * std::max<std::int64_t>(cols, 1);
+    if (rows > plan.most_elements / others || cols > plan.most_elements / experts) {
+      fail(plan.tensor, "{} makes {} x [{}, {}] elements, more than the tensor can have", step,
+           plan.map.experts, rows, cols);
+    }
+  }
+
   int pad_step(std::string_view step) const {
     plan.map.pad_steps.emplace_back(step);
     return static_cast<int>(plan.map.pad_steps.size()) - 1;
@@ -109,12 +119,14 @@ struct Append {
     const std::int64_t size =
         padded(present, step.multiple, step.to, plan.block_rows, "pad_halves");
     if (size == present) return;
+    need_room(size * plan.halves, plan.map.cols.size(), "pad_halves");
     plan.map.rows.pad_parts(plan.halves, size, pad_step("pad_halves"), step.fill);
   }
 
   void operator()(const PadRows& step) const {
     const std::int64_t size = padded(rows(), step.multiple, step.to, plan.block_rows, "pad_rows");
     if (size == rows()) return;
+    need_room(size, plan.map.cols.size(), "pad_rows");
     plan.map.rows.pad_parts(1, size, pad_step("pad_rows"), step.fill);
   }
 
@@ -124,6 +136,7 @@ struct Append {
     if (size == present) return;
     need(size * plan.map.element_bits % 8 == 0, "pad_cols",
          fmt::format("an even number of FP4 columns, got {}", size));
+    need_room(rows(), size, "pad_cols");
     plan.map.cols.pad_parts(1, size, pad_step("pad_cols"), step.fill);
   }
 
@@ -136,12 +149,19 @@ struct Append {
   }
 
   void operator()(const RepeatRows& step) const {
+    if (rows() > 0) {
+      need(step.times <= plan.most_elements / rows(), "repeat_rows",
+           fmt::format("at most {} rows, got {} x {}", plan.most_elements, rows(), step.times));
+    }
     const std::int64_t all = rows() * step.times;
+    need_room(step.rows == 0 ? all : step.rows, plan.map.cols.size(), "repeat_rows");
     need(step.rows <= all, "repeat_rows",
          fmt::format("at least {} rows after repeating, got {}", step.rows, all));
     plan.map.rows.permute(step.rows == 0 ? all : step.rows,
                           [&step](std::int64_t i) { return i / step.times; });
-    plan.block_rows = std::max<std::int64_t>(plan.block_rows / step.times, 1);
+    // A scale of all rows becomes one for each.
+    plan.block_rows =
+        plan.block_rows == kWholeAxis ? 1 : std::max<std::int64_t>(plan.block_rows / step.times, 1);
   }
 
   void operator()(const Tile& step) const {
@@ -154,6 +174,7 @@ struct Append {
                      tile.need_rows, tile.need_cols, rows(), plan.map.cols.size()));
     const std::int64_t out_rows = round_up(rows(), tile.pad_rows);
     const std::int64_t out_cols = round_up(plan.map.cols.size(), tile.pad_cols);
+    need_room(out_rows, out_cols, tile.name);
     if (out_rows != rows() || out_cols != plan.map.cols.size()) {
       const int number = pad_step(tile.name);
       plan.map.rows.pad_parts(1, out_rows, number, tile.fill);
@@ -161,7 +182,7 @@ struct Append {
     }
     plan.map.place(tile.digits);
     if (tile.dtype != DType::boolean) plan.dtype = tile.dtype;
-    const TileExtent extent{plan.map.experts, out_rows, out_cols, bits};
+    const TileExtent extent{plan.map.experts, out_rows, out_cols, bits, info(plan.dtype).bits};
     plan.shape = tile.shape != nullptr ? tile.shape(extent) : matrix_shape();
     plan.tiled = true;
     if (tile.strides != nullptr) plan.strides = tile.strides(extent);
@@ -192,7 +213,7 @@ struct Append {
 
 }  // namespace
 
-Plan start_plan(std::string name, const TensorStack& stack) {
+Plan start_plan(std::string name, const TensorStack& stack, std::int64_t most_elements) {
   if (stack.cols * stack.element_bits % 8 != 0) {
     fail(stack.name,
          "has {} FP4 columns for this rank, which do not fill whole bytes; choose --tp or a loader "
@@ -201,30 +222,44 @@ Plan start_plan(std::string name, const TensorStack& stack) {
   }
   Plan plan;
   plan.tensor = std::move(name);
+  plan.most_elements = most_elements;
+  plan.map.experts = stack.experts;
+  const Append visitor{plan, nullptr};
+  visitor.need_room(stack.rows(), stack.cols, "it");
   plan.map = IndexMap(stack.experts, stack.rows(), stack.cols, stack.element_bits);
   plan.halves = stack.halves;
   plan.block_rows = stack.block_rows;
   plan.block_cols = stack.block_cols;
   plan.dtype = stack.dtype;
-  plan.shape = Append{plan, nullptr}.matrix_shape();
+  plan.shape = visitor.matrix_shape();
   return plan;
 }
 
 void append(Plan& plan, const Step& step, const LayerTensors* layer) {
+  if (plan.map.words != nullptr) {
+    fail(plan.tensor, "{} cannot follow {}, which moves the bits of whole words; put it before",
+         describe(step), plan.map.words->name());
+  }
+  if (plan.padded && std::holds_alternative<Recode>(step)) {
+    fail(plan.tensor,
+         "{} cannot follow a pad, whose bytes it would leave as they are; put it before",
+         describe(step));
+  }
   if (plan.tiled && !std::holds_alternative<PermuteBits>(step)) {
     fail(plan.tensor, "{} cannot follow the order that is already set; put it before",
          describe(step));
   }
   const Append visitor{plan, layer};
   std::visit(visitor, step);
+  plan.padded = plan.padded || kind_of(step) == StepKind::pad;
   if (plan.tiled) return;
   plan.shape = visitor.matrix_shape();
   plan.map.place({{Axis::row, 1}, {Axis::col, 1}});  // row-major, whatever the size is now
 }
 
 Plan make_plan(std::string name, const TensorStack& stack, std::span<const Step> steps,
-               const LayerTensors* layer) {
-  Plan plan = start_plan(std::move(name), stack);
+               const LayerTensors* layer, std::int64_t most_elements) {
+  Plan plan = start_plan(std::move(name), stack, most_elements);
   for (const Step& step : steps) append(plan, step, layer);
   return plan;
 }

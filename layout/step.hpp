@@ -28,7 +28,9 @@ namespace moeref {
 struct SwapHalves {};
 
 /// Exchanges the rows of each pair: out[i] = in[i xor 1]. One half, or scales of blocks with an
-/// even number of rows: no change. Error: odd row count.    Source: sgl-project/sglang@bafa16ec
+/// even number of rows: no change. Error: odd row count; scale blocks of an odd number of rows
+/// above
+/// 1. Source: sgl-project/sglang@bafa16ec
 /// quantization/mxfp4.py
 struct SwapPairs {};
 
@@ -51,6 +53,8 @@ struct ShuffleRows {
 };
 
 /// Appends rows to each half, to a multiple, or to `to` rows of the weight if that is set.
+/// Error: fewer rows than there are; a multiple that scale blocks neither divide nor cover.
+/// Source: sgl-project/sglang@02962d78 flashinfer_trtllm.py, SGLang's padded loading of each half
 struct PadHalves {
   std::int64_t multiple = 1;
   std::int64_t to = 0;
@@ -59,14 +63,16 @@ struct PadHalves {
 
 /// Appends rows at the end of all rows, ignoring halves: to a multiple of `multiple`, or to `to`.
 /// On a gated tensor this moves the boundary of the halves: what upstream does in places, never
-/// what is meant.
+/// what is meant. Error: as PadHalves. Source: vllm@00af4049 flashinfer_utils.py
+/// align_*_moe_weights
 struct PadRows {
   std::int64_t multiple = 1;
   std::int64_t to = 0;
   std::byte fill = std::byte{0};
 };
 
-/// Appends columns, to a multiple or to `to` columns of the weight.
+/// Appends columns, to a multiple or to `to` columns of the weight. Error: as PadHalves; FP4
+/// columns in an odd number.
 struct PadCols {
   std::int64_t multiple = 1;
   std::int64_t to = 0;
@@ -75,7 +81,7 @@ struct PadCols {
 
 /// Reorders rows inside runs: out[run q + i] = in[run q + source[i]], run = source.size(). For
 /// tensors whose rows run along a register tile (Marlin scales and biases).
-/// Error: rows not a multiple of the run.
+/// Error: rows not a multiple of the run. Source: the tables of layout/tiles/marlin.cpp
 struct PermuteRuns {
   std::string_view name;
   std::vector<int> source;
@@ -83,6 +89,7 @@ struct PermuteRuns {
 
 /// Writes every row `times` times: a block scale for each of its rows. in [n, k] out [n times, k],
 /// cut to `rows` if that is not 0. A stated copy. A scale row then stands for block / times rows.
+/// Error: `rows` above n times. Source: vllm@5658bb16 marlin_utils_fp8.py, torch repeat_interleave
 struct RepeatRows {
   std::int64_t times = 1;
   std::int64_t rows = 0;
@@ -94,13 +101,13 @@ struct Tile {
   TileLayout layout;
 };
 
-/// Moves the bits of each 32-bit word. After the tile.
+/// Moves the bits of each 32-bit word. The last step. Error: no whole number of words.
 struct PermuteBits {
   std::shared_ptr<const BitPermutation> bits;
 };
 
 /// Rewrites codes; see Recoder. `make` sees the whole logical layer (scales, global scales).
-/// `dtype`, `out_bits`: what the elements are afterwards. Before the tile.
+/// `dtype`, `out_bits`: what the elements are afterwards. Before pads and the tile.
 struct Recode {
   std::string name;
   std::string summary;  ///< in a few words
@@ -116,6 +123,9 @@ struct Recode {
 using Step = std::variant<SwapHalves, SwapPairs, InterleaveHalves, ShuffleRows, PadHalves, PadRows,
                           PadCols, PermuteRuns, RepeatRows, Tile, PermuteBits, Recode>;
 
+/// No tensor has more elements.
+inline constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
+
 /// A tensor on its way: what the steps so far make of it.
 struct Plan {
   std::string tensor;  ///< for messages
@@ -127,20 +137,24 @@ struct Plan {
   DType dtype = DType::u8;
   Shape shape;  ///< of the prepared tensor
   std::vector<std::int64_t>
-      strides;         ///< in elements, if the kernel sees a view; empty = contiguous
-  bool tiled = false;  ///< a Tile has set order and shape
+      strides;          ///< in elements, if the kernel sees a view; empty = contiguous
+  bool tiled = false;   ///< a Tile has set order and shape
+  bool padded = false;  ///< a pad step stands before: nothing can be recoded any more
+  std::int64_t most_elements = kMostElements;  ///< that the tensor may get on the way
 };
 
-/// The plan without steps. `name` for messages.
-Plan start_plan(std::string name, const TensorStack& stack);
+/// The plan without steps. `name` for messages; its tables stay in bounds of `most_elements`
+/// whatever the steps are.
+Plan start_plan(std::string name, const TensorStack& stack,
+                std::int64_t most_elements = kMostElements);
 /// Adds a step. Recode needs `layer` (nullptr: only the map, no recoder: enough for explain).
-/// Error (names the tensor): what the step's comment says; a step other than PermuteBits after
-/// Tile.
+/// Error (names the tensor): what the step's comment says; more elements than the plan may have;
+/// Recode after a pad, a step other than PermuteBits after Tile, any step after PermuteBits.
 void append(Plan& plan, const Step& step, const LayerTensors* layer);
 Plan make_plan(std::string name, const TensorStack& stack, std::span<const Step> steps,
-               const LayerTensors* layer);
+               const LayerTensors* layer, std::int64_t most_elements = kMostElements);
 
-/// "shuffle_rows(128)"; the text that parse_steps reads.
+/// "shuffle_rows(128)": for the steps of all_steps() the text that parse_steps reads.
 std::string describe(const Step& step);
 
 enum class StepKind : std::uint8_t { move, pad, recode, pack };

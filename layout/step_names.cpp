@@ -98,8 +98,10 @@ Call parse_call(std::string_view option, const std::string& text) {
     const std::size_t end = std::min(text.find(',', at), text.size() - 1);
     std::int64_t number = 0;
     const auto [stop, status] = std::from_chars(text.data() + at, text.data() + end, number);
-    if (status != std::errc{} || stop != text.data() + end || number < 1 || number > 1 << 20) {
-      fail(option, "'{}': parameters are positive integers, as in shuffle_rows(128)", text);
+    constexpr std::int64_t kMost = 1 << 20;
+    if (status != std::errc{} || stop != text.data() + end || number < 1 || number > kMost) {
+      fail(option, "'{}': parameters are integers from 1 to {}, as in shuffle_rows(128)", text,
+           kMost);
     }
     call.numbers.push_back(number);
     at = end + 1;

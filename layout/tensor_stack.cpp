@@ -136,8 +136,7 @@ TensorStack code_stack(const MoeLayer& layer, std::span<const ExpertPart> halves
 
 bool rows_share_scales(const ScaledMatrix& matrix) {
   const ScaleGrid& grid = *matrix.scales;
-  return grid.row_stride == 0 &&
-         (matrix.cols > 0 || grid.block_rows == 0 || grid.block_rows >= matrix.rows);
+  return grid.row_stride == 0 && (matrix.cols > 0 || grid.block_rows >= matrix.rows);
 }
 
 TensorStack scale_stack(const MoeLayer& layer, std::span<const ExpertPart> halves) {

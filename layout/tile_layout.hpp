@@ -17,6 +17,10 @@ struct TileExtent {
   std::int64_t rows;
   std::int64_t cols;
   int element_bits;
+  int stored_bits;  ///< of an element of the prepared tensor's dtype: 8 for FP4 codes in U8
+
+  /// Elements of the dtype that hold `elements` of the layout.
+  std::int64_t stored(std::int64_t elements) const { return elements * element_bits / stored_bits; }
 };
 
 /// An order of all elements of a matrix: digits, and what they need. Plain data.

@@ -1,7 +1,6 @@
 #include "layout/transform.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
 #include "layout/move/axes.hpp"
@@ -216,7 +215,7 @@ void check_movable(std::string_view tensor, const IndexMap& map, const Recoders&
 void apply(const IndexMap& map, const TensorStack& in, const Recoders& recoders,
            std::span<std::byte> out, int threads) {
   check_movable(in.name, map, recoders, in.element_bits);
-  if (map.out_elements() == 0) return;
+  if (map.experts == 0 || map.out_elements() == 0) return;
   const Moves moves(map);
   const move::RowReader reader(moves.axes, in, recoders);
   const auto rows = moves.placement ? std::vector<std::int64_t>{} : reader.rows_as_stored();
@@ -273,16 +272,13 @@ UndoReport undo(const IndexMap& map, std::span<const std::byte> in, const Recode
           const bool drops = !axes.dropped_cols().empty();
           const std::int64_t end = std::min((band + 1) * moves.box_rows, moves.units.rows);
           for (std::int64_t row = band * moves.box_rows; drops && row < end; ++row) {
-            writer.write_dropped_cols(expert, row, scratch.rows);
+            writer.write_dropped_cols(expert, row);
           }
           move::end_streams();
         });
   }
-  parallel_for<UndoScratch>(map.experts, threads, [&](std::int64_t expert, UndoScratch& scratch) {
-    for (const std::int64_t row : axes.dropped_rows()) {
-      writer.write_dropped_row(expert, row, scratch.rows);
-    }
-    move::end_streams();
+  parallel_for<UndoScratch>(map.experts, threads, [&](std::int64_t expert, UndoScratch&) {
+    for (const std::int64_t row : axes.dropped_rows()) writer.write_dropped_row(expert, row);
   });
   for (const UndoReport& report : reports) merge(total, report);
   return total;

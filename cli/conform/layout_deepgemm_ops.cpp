@@ -5,9 +5,11 @@
 
 #include "cli/conform/layout_case.hpp"
 #include "cli/conform/memory_order.hpp"
+#include "layout/recode/requantize_ue8m0.hpp"
 #include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/deepgemm.hpp"
 #include "quant/error.hpp"
+#include "quant/ue8m0.hpp"
 
 namespace moeref::conform {
 namespace {

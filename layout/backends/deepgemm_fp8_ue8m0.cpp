@@ -1,5 +1,6 @@
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
+#include "layout/recode/requantize_ue8m0.hpp"
 #include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/deepgemm.hpp"
 

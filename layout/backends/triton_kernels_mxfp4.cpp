@@ -81,9 +81,9 @@ void add_bias(Recipe& recipe, const LayerShape& shape, const Padded& sizes, cons
   if (!shape.bias) return;
   const auto floats = [](Slot slot) { return Steps{recode::cast_floats(slot, DType::f32)}; };
   recipe.tensors.push_back(
-      tensor("w13_bias", Slot::w13_bias, sizes.rows13() + floats(Slot::w13_bias), rows));
+      tensor("w13_bias", Slot::w13_bias, floats(Slot::w13_bias) + sizes.rows13(), rows));
   recipe.tensors.push_back(
-      tensor("w2_bias", Slot::w2_bias, sizes.rows2() + floats(Slot::w2_bias), {}));
+      tensor("w2_bias", Slot::w2_bias, floats(Slot::w2_bias) + sizes.rows2(), {}));
 }
 
 void add_mxfp4(Recipe& recipe, const Swizzle& swizzle, const Options& options, const Padded& sizes,

@@ -39,7 +39,7 @@ class Placement {
  public:
   virtual ~Placement() = default;
   const BoxShape& shape() const { return shape_; }
-  /// Whether put and take move the bits of words, too. If not, take still does.
+  /// Whether put moves the bits of words, too; take always does.
   bool puts_words() const { return puts_words_; }
 
   /// `rows[i]`: the box's columns of its row i, `pitch` apart unless they may lie anywhere.

@@ -197,22 +197,18 @@ void RowWriter::restore(std::int64_t expert, std::int64_t in_row, std::int64_t c
   stream_bytes(from, to, count * bits / 8);
 }
 
-void RowWriter::write_zeros(std::int64_t expert, std::int64_t in_row, ColumnSpan cols,
-                            Scratch& scratch) const {
-  scratch.zeros.assign(static_cast<std::size_t>(cols.count * bits_ / 8), std::byte{0});
-  restore(expert, in_row, cols.col, cols.count, scratch.zeros.data(), scratch.recode);
+void RowWriter::write_zeros(std::int64_t expert, std::int64_t in_row, ColumnSpan cols) const {
+  fill_bytes(target(expert, in_row, cols.col), std::byte{0}, cols.count * restored_bits_ / 8);
 }
 
-void RowWriter::write_dropped_row(std::int64_t expert, std::int64_t in_row,
-                                  Scratch& scratch) const {
-  if (map_.in_cols > 0) write_zeros(expert, in_row, {0, map_.in_cols}, scratch);
+void RowWriter::write_dropped_row(std::int64_t expert, std::int64_t in_row) const {
+  write_zeros(expert, in_row, {0, map_.in_cols});
 }
 
-void RowWriter::write_dropped_cols(std::int64_t expert, std::int64_t out_row,
-                                   Scratch& scratch) const {
+void RowWriter::write_dropped_cols(std::int64_t expert, std::int64_t out_row) const {
   if (first_of(out_row) < 0) return;
   for (const ColumnSpan& cols : axes_.dropped_cols()) {
-    write_zeros(expert, axes_.input_row(out_row), cols, scratch);
+    write_zeros(expert, axes_.input_row(out_row), cols);
   }
 }
 

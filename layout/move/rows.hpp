@@ -84,8 +84,8 @@ class RowWriter {
   void write(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,
              const std::byte* from, Scratch& scratch, UndoReport& report) const;
   /// Writes what the layout dropped: whole rows, and columns of the rows that it kept.
-  void write_dropped_row(std::int64_t expert, std::int64_t in_row, Scratch& scratch) const;
-  void write_dropped_cols(std::int64_t expert, std::int64_t out_row, Scratch& scratch) const;
+  void write_dropped_row(std::int64_t expert, std::int64_t in_row) const;
+  void write_dropped_cols(std::int64_t expert, std::int64_t out_row) const;
 
  private:
   /// The input row that an output row holds before any other does; -1: none.
@@ -95,8 +95,7 @@ class RowWriter {
   std::byte* target(std::int64_t expert, std::int64_t in_row, std::int64_t col) const;
   void restore(std::int64_t expert, std::int64_t in_row, std::int64_t col, std::int64_t count,
                const std::byte* from, RecodeScratch& scratch) const;
-  void write_zeros(std::int64_t expert, std::int64_t in_row, ColumnSpan cols,
-                   Scratch& scratch) const;
+  void write_zeros(std::int64_t expert, std::int64_t in_row, ColumnSpan cols) const;
   void check_pads(std::int64_t expert, std::int64_t out_row, std::int64_t col, std::int64_t count,
                   const std::byte* from, const std::byte* wanted, UndoReport& report) const;
   void check_copies(std::int64_t expert, std::int64_t out_row, const ColumnWindow& window,

@@ -32,7 +32,7 @@ void move_bits(const std::vector<BitPermutation::Group>& groups, WordPair (&pair
 /// Moves the bits of whole 32-bit words. `from` and `to` are the same or do not overlap.
 inline void move_words(const std::vector<BitPermutation::Group>& groups, const std::byte* from,
                        std::byte* to, std::int64_t bytes) {
-  WordPair pairs[6];
+  WordPair pairs[6] = {};
   constexpr std::int64_t kBatch = sizeof pairs;
   for (std::int64_t at = 0; at < bytes; at += kBatch) {
     const auto size = static_cast<std::size_t>(std::min(kBatch, bytes - at));

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <optional>
 
-#include "layout/recode/code_access.hpp"
+#include "layout/recode/codes.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 
@@ -119,10 +119,8 @@ Recode to_e8m0(Slot slot) {
   const auto make = [slot](const LayerTensors& layer) -> std::shared_ptr<const Recoder> {
     const TensorStack& stack = layer.at(slot);
     const std::optional<Format> from = float_format(stack.dtype);
-    const bool is_byte =
-        stack.dtype == DType::u8 || stack.dtype == DType::i8 || stack.dtype == DType::f8_e8m0;
-    if (!from && !is_byte) {
-      fail(stack.name, "is {}; to_e8m0 takes U8 or F8_E8M0 bytes, or F32, BF16, F16 numbers",
+    if (!from && !is_e8m0_bytes(stack.dtype)) {
+      fail(stack.name, "is {}; to_e8m0 takes U8, I8 or F8_E8M0 bytes, or F32, BF16, F16 numbers",
            info(stack.dtype).name);
     }
     return std::make_shared<const ToE8M0>(from);

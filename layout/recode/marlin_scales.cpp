@@ -10,11 +10,12 @@
 #include <cstring>
 #include <optional>
 
-#include "layout/recode/code_access.hpp"
+#include "layout/recode/codes.hpp"
 #include "layout/recode/max_requantize.hpp"
 #include "quant/cast.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "simd/float_environment.hpp"
 
 namespace moeref::recode {
 namespace {
@@ -29,12 +30,10 @@ Format number_format(DType params) { return params == DType::f16 ? Format::f16 :
 
 std::size_t index(std::byte code) { return std::to_integer<std::size_t>(code); }
 
-bool is_byte(DType dtype) { return info(dtype).bits == 8; }
-
 /// The format of stored numbers; nothing for bytes. Error: neither.
 std::optional<Format> stored_numbers(const TensorStack& stack, std::string_view recoder,
                                      bool bytes) {
-  if (bytes && is_byte(stack.dtype)) return std::nullopt;
+  if (bytes && is_e8m0_bytes(stack.dtype)) return std::nullopt;
   if (const std::optional<Format> format = float_format(stack.dtype)) return format;
   fail(stack.name, "is {}; {} takes {}F32, BF16 or F16 numbers", info(stack.dtype).name, recoder,
        bytes ? "E8M0 bytes, or " : "");
@@ -65,7 +64,7 @@ CodeSet codes_of(const TensorStack& stack) {
 }
 
 void check_codes(const TensorStack& stack, std::string_view recoder) {
-  if (is_byte(stack.dtype)) return;
+  if (stack.dtype == DType::f8_e4m3 || stack.dtype == DType::u8 || stack.dtype == DType::i8) return;
   fail(stack.name, "is {}; {} takes E4M3 bytes", info(stack.dtype).name, recoder);
 }
 
@@ -240,6 +239,7 @@ std::shared_ptr<const Recoder> make_e8m0(const TensorStack& stack, DType params,
 }  // namespace
 
 float marlin_scale_factor(const TensorStack& scales, MarlinScales mode, DType params) {
+  const simd::DefaultFloatEnvironment environment;
   check_codes(scales, "marlin_s0e5m3");
   return scale_factor(codes_of(scales), mode, params);
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "layout/recode/codes.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 
@@ -48,20 +49,20 @@ class UpcastMxfp4 final : public Recoder {
 }  // namespace
 
 Recode upcast_mxfp4(Slot weight) {
-  return {.name = "upcast_mxfp4",
-          .summary = "FP4 codes and their scales to bf16 values",
-          .out_bits = 16,
-          .dtype = DType::bf16,
-          .make = [weight](const LayerTensors& layer) -> std::shared_ptr<const Recoder> {
-            const TensorStack& scales =
-                layer.at(weight == Slot::w13 ? Slot::w13_scale : Slot::w2_scale);
-            const bool bytes = scales.dtype == DType::u8 || scales.dtype == DType::f8_e8m0;
-            if (!bytes || scales.block_rows != 1 || scales.block_cols != kGroup) {
-              fail(scales.name, "has {} scales of {} x {}; MXFP4 has E8M0 scales of 1 x {}",
-                   name(scales.dtype), scales.block_rows, scales.block_cols, kGroup);
-            }
-            return std::make_shared<const UpcastMxfp4>(scales);
-          }};
+  return {
+      .name = "upcast_mxfp4",
+      .summary = "FP4 codes and their scales to bf16 values",
+      .out_bits = 16,
+      .dtype = DType::bf16,
+      .make = [weight](const LayerTensors& layer) -> std::shared_ptr<const Recoder> {
+        const TensorStack& scales =
+            layer.at(weight == Slot::w13 ? Slot::w13_scale : Slot::w2_scale);
+        if (!is_e8m0_bytes(scales.dtype) || scales.block_rows != 1 || scales.block_cols != kGroup) {
+          fail(scales.name, "has {} scales of {} x {}; MXFP4 has E8M0 scales of 1 x {}",
+               name(scales.dtype), scales.block_rows, scales.block_cols, kGroup);
+        }
+        return std::make_shared<const UpcastMxfp4>(scales);
+      }};
 }
 
 }  // namespace moeref::recode

@@ -30,9 +30,7 @@ std::string_view suffix(StripeView view) {
 
 /// [experts, rows / factor, columns * factor] in stored elements.
 Shape stripes(const TileExtent& extent, std::int64_t factor) {
-  const std::int64_t width = extent.cols * factor * extent.element_bits / 8;
-  const std::int64_t stored_bytes = extent.element_bits == 4 ? 1 : extent.element_bits / 8;
-  return {extent.experts, extent.rows / factor, width / stored_bytes};
+  return {extent.experts, extent.rows / factor, extent.stored(extent.cols * factor)};
 }
 
 /// The same bytes, stripes seen as columns.

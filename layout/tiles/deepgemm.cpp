@@ -142,9 +142,14 @@ void check_shape(const ScaleFactors& scales, const ScaleRequest& request) {
     fail(scales.name, "is {}; scales are F32, or I32 with four exponents a word",
          name(scales.dtype));
   }
-  if (request.gran_mn < 1 || request.gran_k < 1 || request.mn < 0 || request.k < 0) {
-    fail(scales.name, "mn {}, k {}, granularity ({}, {}): sizes must be positive", request.mn,
-         request.k, request.gran_mn, request.gran_k);
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;  // DeepGEMM counts in int
+  const auto is_size = [](std::int64_t size, std::int64_t least) {
+    return size >= least && size < kMost;
+  };
+  if (!is_size(request.gran_mn, 1) || !is_size(request.gran_k, 1) || !is_size(request.mn, 0) ||
+      !is_size(request.k, 0)) {
+    fail(scales.name, "mn {}, k {}, granularity ({}, {}): sizes must be positive and below {}",
+         request.mn, request.k, request.gran_mn, request.gran_k, kMost);
   }
   const std::size_t rank = request.groups ? 3 : 2;
   if (shape.size() != rank) {

@@ -48,11 +48,10 @@ TileLayout block_major_k(std::int64_t block) {
   if (block > 1) digits.push_back({col, 1, block});
   return {.name = fmt::format("block_major_k({})", block),
           .digits = std::move(digits),
-          .bits = {4, 8, 16, 32},
+          .bits = block % 2 == 0 ? std::vector{4, 8, 16, 32} : std::vector{8, 16, 32},
           .need_cols = block,
           .shape = [block](const TileExtent& extent) -> Shape {
-            const std::int64_t stored = extent.element_bits == 4 ? block / 2 : block;
-            return {extent.experts, extent.cols / block, extent.rows, stored};
+            return {extent.experts, extent.cols / block, extent.rows, extent.stored(block)};
           }};
 }
 

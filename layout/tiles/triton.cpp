@@ -16,10 +16,8 @@ using enum Axis;
 using Parameters = std::span<const std::int64_t>;
 using Strides = std::vector<std::int64_t>;
 
-/// Stored elements of a row: two FP4 codes are one.
-std::int64_t row_size(const TileExtent& extent) {
-  return extent.element_bits == 4 ? extent.cols / 2 : extent.cols;
-}
+/// Stored elements of a row: two FP4 codes are one byte.
+std::int64_t row_size(const TileExtent& extent) { return extent.stored(extent.cols); }
 
 /// A storage [lines, line] of each expert as the transposed view [line, lines] that kernels see;
 /// `rows` rows make a line.

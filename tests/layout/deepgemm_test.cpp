@@ -6,7 +6,8 @@
 
 #include <bit>
 
-#include "layout/recode/ue8m0.hpp"
+#include "layout/recode/requantize_ue8m0.hpp"
+#include "quant/ue8m0.hpp"
 #include "tests/layout/layout_support.hpp"
 #include "tests/support/error_of.hpp"
 

@@ -115,6 +115,10 @@ UndoReport slow_undo(const IndexMap& map, std::span<const std::byte> in, const R
         (*recoder)->restore({expert, row, 0}, piece, before);
         std::swap(piece, before);
       }
+      for (std::int64_t col = 0; col < map.in_cols; ++col) {  // what no place holds is 0
+        if (seen[static_cast<std::size_t>(row * map.in_cols + col)]) continue;
+        put(piece.data(), col, static_cast<int>(restored), 0);
+      }
       std::copy(piece.begin(), piece.end(),
                 out.begin() + (expert * map.in_rows + row) * map.in_cols * restored / 8);
     }

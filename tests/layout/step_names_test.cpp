@@ -132,7 +132,7 @@ TEST(ParseSteps, RejectsWhatIsNoStep) {
     EXPECT_THAT(message(call), HasSubstr("--steps: '" + call + "'"));
   }
   EXPECT_EQ(message("pad_rows(x)"),
-            "--steps: 'pad_rows(x)': parameters are positive integers, as in shuffle_rows(128)");
+            "--steps: 'pad_rows(x)': parameters are integers from 1 to 1048576, as in shuffle_rows(128)");
 }
 
 }  // namespace

@@ -136,7 +136,7 @@ TEST(ParseSteps, RejectsUnknownNamesAndParameters) {
   EXPECT_THAT(failure("shuffle_rows"),
               HasSubstr("has 0 parameters; write shuffle_rows(epilogue_tile)"));
   EXPECT_THAT(failure("swap_halves(1)"), HasSubstr("has 1 parameters; write swap_halves"));
-  EXPECT_THAT(failure("shuffle_rows(x)"), HasSubstr("parameters are positive integers"));
+  EXPECT_THAT(failure("shuffle_rows(x)"), HasSubstr("parameters are integers from 1 to 1048576"));
   EXPECT_THAT(failure("shuffle_rows(128"), HasSubstr("no closing parenthesis"));
 }
 

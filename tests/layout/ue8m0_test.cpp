@@ -1,5 +1,7 @@
 // Scales that are powers of two: rounding, storing, requantizing.
 #include "layout/recode/ue8m0.hpp"
+#include "layout/recode/requantize_ue8m0.hpp"
+#include "quant/ue8m0.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
