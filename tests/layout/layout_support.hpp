@@ -4,8 +4,10 @@
 #include <cstring>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "layout/prepare.hpp"
@@ -23,6 +25,11 @@ inline Bytes random_bytes(std::int64_t count, std::uint32_t seed) {
   Bytes bytes(static_cast<std::size_t>(count));
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(engine() & 0xFFu);
   return bytes;
+}
+
+inline int bit_of(std::span<const std::byte> bytes, std::int64_t bit) {
+  const auto byte = std::to_integer<int>(bytes[static_cast<std::size_t>(bit / 8)]);
+  return byte >> (bit % 8) & 1;
 }
 
 inline int nibble(std::span<const std::byte> bytes, std::int64_t index) {
@@ -75,6 +82,19 @@ inline const PreparedTensor& find(const PreparedLayer& layer, std::string_view n
     if (tensor.name == name) return tensor;
   }
   throw std::out_of_range("no tensor " + std::string(name));
+}
+
+/// A row of the tensor that a prepared one is made from, after its recoders.
+inline Bytes recoded_row(const PreparedTensor& tensor, std::int64_t expert, std::int64_t row) {
+  const TensorStack& stack = *tensor.from;
+  Bytes piece(static_cast<std::size_t>(stack.cols * stack.element_bits / 8));
+  stack.read(expert, row, 0, stack.cols, piece.data());
+  for (const auto& recoder : tensor.plan.recoders) {
+    Bytes rewritten(static_cast<std::size_t>(stack.cols * recoder->out_bits() / 8));
+    recoder->rewrite({expert, row, 0}, piece, rewritten);
+    piece = std::move(rewritten);
+  }
+  return piece;
 }
 
 /// A prepared matrix, its kernel's own order undone over the [rows, cols] that the kernel takes it

@@ -1,139 +1,24 @@
-// Scalars, options, recodings and errors of the TRTLLM-Gen backends.
-
+// Scalars, options, recodings and errors of the TRTLLM-Gen backends; NVFP4 has its own file.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "engine/audit.hpp"
-#include "layout/backend.hpp"
-#include "layout/prepare.hpp"
 #include "layout/sample_layer.hpp"
 #include "quant/dequantize.hpp"
-#include "quant/error.hpp"
 #include "quant/formats.hpp"
 #include "tests/layout/trtllm_formulas.hpp"
-#include "tests/support/error_of.hpp"
+#include "tests/layout/trtllm_support.hpp"
 
 namespace moeref {
 namespace {
 
 using ::testing::AllOf;
-using ::testing::Each;
 using ::testing::HasSubstr;
-
-PreparedLayer plan(std::string_view name, const std::vector<std::string>& options,
-                   const MoeLayer& layer, const Shard& rank = {}) {
-  const Backend& backend = find_backend(name);
-  return plan_layer(backend, parse_options(backend, options), layer, rank);
-}
-
-const PreparedTensor* find(const PreparedLayer& layer, std::string_view name) {
-  for (const PreparedTensor& tensor : layer.tensors) {
-    if (tensor.name == name) return &tensor;
-  }
-  return nullptr;
-}
-
-std::vector<float> values(const PreparedLayer& layer, std::string_view name) {
-  const PreparedTensor* tensor = find(layer, name);
-  EXPECT_NE(tensor, nullptr) << name;
-  return tensor != nullptr ? tensor->values : std::vector<float>{};
-}
-
-std::vector<float> floats(const Tensor& tensor) {
-  std::vector<float> numbers(tensor.bytes.size() / sizeof(float));
-  std::memcpy(numbers.data(), tensor.bytes.data(), tensor.bytes.size());
-  return numbers;
-}
-
-std::string message(std::string_view name, const std::vector<std::string>& options,
-                    const MoeLayer& layer, const Shard& rank = {}) {
-  return error_of([&] { plan(name, options, layer, rank); });
-}
-
-ScalarValues scalar_values(const PreparedLayer& layer) {
-  ScalarValues found;
-  for (const PreparedTensor& tensor : layer.tensors) {
-    if (tensor.from == nullptr) found.emplace(tensor.name, tensor.values);
-  }
-  return found;
-}
-
-/// The largest activation scale of any expert and half, of down.
-std::pair<float, float> largest_input_scales(const MoeLayer& layer) {
-  std::pair<float, float> largest{0.0f, 0.0f};
-  for (const Expert& expert : layer.experts) {
-    if (expert.gate_input_scale) {
-      largest.first = std::fmax(largest.first, *expert.gate_input_scale);
-    }
-    largest.first = std::fmax(largest.first, *expert.up_input_scale);
-    largest.second = std::fmax(largest.second, *expert.down_input_scale);
-  }
-  return largest;
-}
-
-TEST(TrtllmNvfp4, FoldsScalesFromLeftToRight) {
-  for (const bool gated : {true, false}) {
-    const MoeLayer layer =
-        sample_layer({.experts = 3, .gated = gated, .weight_format = "nvfp4", .seed = 3});
-    const PreparedLayer prepared = plan("flashinfer_trtllm_nvfp4", {}, layer);
-    const auto [a1, a2] = largest_input_scales(layer);
-    const float quant = 1.0f / a2;
-    for (std::size_t e = 0; e < 3; ++e) {
-      const Expert& expert = layer.experts[e];
-      const float up = a1 * expert.up.global_scale;
-      const float gate = gated ? a1 * expert.gate.global_scale : up;
-      EXPECT_EQ(values(prepared, "g1_alphas")[e], gate);
-      EXPECT_EQ(values(prepared, "g1_alphas_up")[e], up);
-      EXPECT_EQ(values(prepared, "g1_scale_c")[e], gated ? quant * up : quant);
-      EXPECT_EQ(values(prepared, "g2_alphas")[e], a2 * expert.down.global_scale);
-    }
-    EXPECT_EQ(values(prepared, "w13_input_scale_quant"), std::vector<float>{1.0f / a1});
-    EXPECT_EQ(values(prepared, "w2_input_scale_quant"), std::vector<float>{quant});
-    EXPECT_EQ(find(prepared, "gemm1_clamp_limit"), nullptr);
-    EXPECT_EQ(find(prepared, "gemm1_alpha"), nullptr);
-  }
-}
-
-TEST(TrtllmNvfp4, TakesTheLargestActivationScaleOverAllRanks) {
-  const MoeLayer layer = sample_layer({.experts = 4, .weight_format = "nvfp4", .seed = 5});
-  const auto [a1, a2] = largest_input_scales(layer);
-  for (const std::int64_t rank : {0, 1}) {
-    const PreparedLayer prepared =
-        plan("flashinfer_trtllm_nvfp4", {}, layer, {.ep_rank = rank, .ep_size = 2});
-    EXPECT_EQ(values(prepared, "w13_input_scale_quant"), std::vector<float>{1.0f / a1});
-    const Expert& first = layer.experts[static_cast<std::size_t>(2 * rank)];
-    EXPECT_EQ(values(prepared, "g1_alphas")[0], a1 * first.gate.global_scale);
-    EXPECT_EQ(values(prepared, "g2_alphas").size(), 2u);
-  }
-}
-
-TEST(TrtllmNvfp4, NeedsNoActivationScalesPerToken) {
-  MoeLayer layer = sample_layer({.weight_format = "nvfp4"});
-  for (Expert& expert : layer.experts) {
-    expert.gate_input_scale.reset();
-    expert.up_input_scale.reset();
-    expert.down_input_scale.reset();
-  }
-  EXPECT_THAT(message("flashinfer_trtllm_nvfp4", {}, layer),
-              HasSubstr("static activation scales are needed"));
-  const PreparedLayer prepared = plan("flashinfer_trtllm_nvfp4", {"activation=per_token"}, layer);
-  EXPECT_EQ(values(prepared, "g1_alphas")[1], layer.experts[1].gate.global_scale);
-  EXPECT_EQ(values(prepared, "w2_input_scale_quant"), std::vector<float>{1.0f});
-}
-
-TEST(TrtllmNvfp4, DividesTheLimitByGatesAlpha) {
-  const MoeLayer layer = sample_layer({.weight_format = "nvfp4", .limit = 7.0f});
-  const PreparedLayer prepared = plan("flashinfer_trtllm_nvfp4", {}, layer);
-  const std::vector<float> alphas = values(prepared, "g1_alphas");
-  EXPECT_EQ(values(prepared, "gemm1_clamp_limit"),
-            (std::vector<float>{7.0f / alphas[0], 7.0f / alphas[1]}));
-}
 
 TEST(TrtllmMxfp4Dsv4, PadsWithThePaddedLoaderOnly) {
   const MoeLayer layer =
@@ -147,85 +32,6 @@ TEST(TrtllmMxfp4Dsv4, PadsWithThePaddedLoaderOnly) {
       sample_layer({.hidden = 128, .intermediate = 96, .weight_format = "mxfp4", .limit = 7.0f});
   EXPECT_THAT(message("flashinfer_trtllm_mxfp4_dsv4", {"loader=unpadded"}, half_tile),
               HasSubstr("loader=padded"));
-}
-
-TEST(TrtllmNvfp4, DividesBiasesByTheFactorsOfTheirAccumulators) {
-  const MoeLayer layer = sample_layer(
-      {.hidden = 128, .intermediate = 64, .bias = true, .weight_format = "nvfp4", .seed = 9});
-  const PreparedLayer prepared = plan("flashinfer_trtllm_nvfp4", {"loader=unpadded"}, layer);
-  const std::vector<float> gate = values(prepared, "g1_alphas");
-  const std::vector<float> up = values(prepared, "g1_alphas_up");
-  const std::vector<float> down = values(prepared, "g2_alphas");
-  ASSERT_NE(find(prepared, "w13_bias"), nullptr);
-  EXPECT_EQ(find(prepared, "w13_bias")->shape, (Shape{2, 128}));
-  EXPECT_EQ(find(prepared, "w2_bias")->dtype, DType::f32);
-  const std::vector<float> w13 = floats(make(*find(prepared, "w13_bias"), 1));
-  const std::vector<float> w2 = floats(make(*find(prepared, "w2_bias"), 1));
-  for (std::size_t e = 0; e < 2; ++e) {
-    const Expert& expert = layer.experts[e];
-    for (std::int64_t i = 0; i < 128; ++i) {
-      const std::int64_t row = alternating(shuffled(i, 32), 128);
-      const bool is_up = row < 64;
-      const auto bias =
-          static_cast<float>(element_at(is_up ? expert.up_bias : expert.gate_bias, 0, row % 64));
-      EXPECT_EQ(w13[e * 128 + static_cast<std::size_t>(i)], bias / (is_up ? up[e] : gate[e]));
-      EXPECT_EQ(w2[e * 128 + static_cast<std::size_t>(i)],
-                static_cast<float>(element_at(expert.down_bias, 0, shuffled(i, 32))) / down[e]);
-    }
-  }
-  EXPECT_THAT(values(prepared, "gemm1_alpha"), Each(1.702f));
-  EXPECT_THAT(values(prepared, "gemm1_beta"), Each(1.0f));
-  EXPECT_TRUE(prepared.recipe.kernel.bias_before_factor);
-}
-
-TEST(TrtllmNvfp4, ReadsTheFactorsOfTheWeights) {
-  const MoeLayer layer = sample_layer({.experts = 3, .weight_format = "nvfp4", .seed = 11});
-  const PreparedLayer prepared = plan("flashinfer_trtllm_nvfp4", {}, layer);
-  const KernelReading& kernel = prepared.recipe.kernel;
-  const ScalarValues scalars = scalar_values(prepared);
-  for (std::int64_t e = 0; e < 3; ++e) {
-    const Expert& expert = layer.experts[static_cast<std::size_t>(e)];
-    const float a1 = kernel.input_scale_13(scalars, e);
-    EXPECT_FLOAT_EQ(kernel.gate_factor(scalars, e) / a1, expert.gate.global_scale);
-    EXPECT_FLOAT_EQ(kernel.up_factor(scalars, e) / a1, expert.up.global_scale);
-    EXPECT_FLOAT_EQ(kernel.down_factor(scalars, e) / kernel.input_scale_2(scalars, e),
-                    expert.down.global_scale);
-  }
-}
-
-TEST(TrtllmNvfp4, MovesTheBoundaryOfTheHalvesAsUpstream) {
-  const MoeLayer layer =
-      sample_layer({.hidden = 128, .intermediate = 80, .weight_format = "nvfp4"});
-  const PreparedLayer prepared =
-      plan("flashinfer_trtllm_nvfp4", {"loader=unpadded", "pad=whole_upstream", "align=64"}, layer);
-  const Tensor w13 = make(*find(prepared, "w13"), 1);
-  for (std::int64_t i = 0; i < 256; ++i) {
-    const std::int64_t row = alternating(shuffled(i, 32), 256);  // of up, gate and 96 zero rows
-    for (const std::int64_t k : {0, 1, 77, 127}) {
-      const Expert& expert = layer.experts[0];
-      const std::uint32_t expected = row < 80    ? code_at(expert.up, row, k)
-                                     : row < 160 ? code_at(expert.gate, row - 80, k)
-                                                 : 0u;
-      ASSERT_EQ(stored(w13, i * 128 + k, 4), expected) << "row " << i;
-    }
-  }
-  EXPECT_EQ(prepared.recipe.kernel.intermediate, 128);
-}
-
-TEST(TrtllmNvfp4, FailsWhereTheHelpersAlignmentDoes) {
-  const auto failure = [](std::int64_t rows, const std::vector<std::string>& options) {
-    return message("flashinfer_trtllm_nvfp4", options,
-                   sample_layer({.hidden = 128, .intermediate = rows, .weight_format = "nvfp4"}));
-  };
-  EXPECT_THAT(failure(48, {"loader=unpadded", "align=1"}),
-              HasSubstr("flashinfer_trtllm_nvfp4: the number of w13 rows is 96, it must be a "
-                        "multiple of 128"));
-  EXPECT_THAT(failure(80, {"loader=unpadded", "pad=whole_upstream"}),
-              HasSubstr("the number of w13 rows is 160"));
-  EXPECT_EQ(failure(80, {"loader=unpadded"}), "no error");
-  EXPECT_THAT(message("flashinfer_trtllm_nvfp4", {},
-                      sample_layer({.hidden = 96, .weight_format = "nvfp4"})),
-              HasSubstr("hidden is 96, it must be a multiple of 128"));
 }
 
 TEST(TrtllmMxfp8, NeedsWholeScaleTiles) {
