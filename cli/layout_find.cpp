@@ -54,10 +54,7 @@ Wanted parse_find(std::string text) {
   return wanted;
 }
 
-bool is_down(Slot slot) {
-  return slot == Slot::w2 || slot == Slot::w2_scale || slot == Slot::w2_bias;
-}
-bool is_bias(Slot slot) { return slot == Slot::w13_bias || slot == Slot::w2_bias; }
+bool is_down(Slot slot) { return !is_w13(slot); }
 
 /// The element of `tensor`. `of_weight`: rows and columns count those of the weight.
 LogicalElement element_of(const PreparedLayer& layer, const PreparedTensor& tensor,

@@ -108,8 +108,8 @@ std::int64_t block_from_json(const Fields& fields, const char* key) {
 
 void check_stack(const Fields& fields, const TensorStack& stack, const LayerShape& shape,
                  Slot slot) {
-  const bool w13 = slot == Slot::w13 || slot == Slot::w13_scale || slot == Slot::w13_bias;
-  const bool bias = slot == Slot::w13_bias || slot == Slot::w2_bias;
+  const bool w13 = is_w13(slot);
+  const bool bias = is_bias(slot);
   const std::int64_t rows = w13 ? shape.intermediate : shape.hidden;
   const std::int64_t cols = bias ? 1 : w13 ? shape.hidden : shape.intermediate;
   const std::int64_t want_rows = block_count(rows, stack.block_rows);

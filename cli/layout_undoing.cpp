@@ -193,9 +193,9 @@ void add_undone(CaseWriter& writer, const PreparedFile& file, std::vector<Undoin
   for (Undoing& undoing : undoings) {
     if (undoing.written_as.empty()) continue;
     const Slot slot = source_slot(file.layer, *undoing.tensor);
-    const bool is_bias = slot == Slot::w13_bias || slot == Slot::w2_bias;
-    writer.add({undoing.written_as, undoing.restoration.dtype, undone_shape(undoing, is_bias)},
-               [&undoing, threads](const Sink& sink) { put_undone(undoing, threads, sink); });
+    writer.add(
+        {undoing.written_as, undoing.restoration.dtype, undone_shape(undoing, is_bias(slot))},
+        [&undoing, threads](const Sink& sink) { put_undone(undoing, threads, sink); });
   }
 }
 

@@ -78,20 +78,11 @@ json views_of(const PreparedLayer& layer) {
   return views;
 }
 
-PreparedTensor plan_matrix(const TensorRecipe& recipe, const TensorStack& stack,
-                           std::int64_t most) {
-  PreparedTensor prepared;
-  prepared.name = recipe.name;
-  prepared.plan = make_plan(recipe.name, stack, recipe.steps, nullptr, most);
+/// A matrix without data, whose tables stay in bounds whatever the steps are.
+PreparedTensor plan_bounded(const TensorRecipe& recipe, const TensorStack& stack,
+                            std::int64_t most) {
+  PreparedTensor prepared = plan_matrix(recipe, stack, nullptr, most);
   check_movable(recipe.name, prepared.plan.map, {}, stack.element_bits);
-  prepared.dtype = prepared.plan.dtype;
-  prepared.shape = prepared.plan.shape;
-  const bool is_bias = recipe.from == Slot::w13_bias || recipe.from == Slot::w2_bias;
-  if (is_bias && prepared.shape.size() == 3 && prepared.shape.back() == 1) {
-    prepared.shape.pop_back();  // a vector for each expert
-  }
-  prepared.strides = prepared.plan.strides;
-  prepared.from = &stack;
   return prepared;
 }
 
@@ -207,7 +198,7 @@ PreparedLayer plan_empty(const Backend& backend, const Options& options, LayerTe
   layer.source = std::make_shared<const LayerTensors>(std::move(tensors));
   layer.recipe = make_recipe(backend, layer.source->shape, options);
   for (const TensorRecipe& recipe : layer.recipe.tensors) {
-    layer.tensors.push_back(plan_matrix(recipe, layer.source->at(recipe.from), most));
+    layer.tensors.push_back(plan_bounded(recipe, layer.source->at(recipe.from), most));
   }
   for (const ScalarRecipe& scalar : layer.recipe.scalars) {
     PreparedTensor prepared;
@@ -227,7 +218,7 @@ PreparedLayer plan_single(const std::string& tensor, TensorStack stack, std::vec
   layer.source = std::make_shared<const LayerTensors>(std::move(tensors));
   layer.recipe.tensors.push_back({tensor, Slot::w13, std::move(steps), 0});
   layer.tensors.push_back(
-      plan_matrix(layer.recipe.tensors.front(), layer.source->at(Slot::w13), most));
+      plan_bounded(layer.recipe.tensors.front(), layer.source->at(Slot::w13), most));
   return layer;
 }
 

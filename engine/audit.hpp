@@ -13,7 +13,7 @@ namespace moeref {
 
 /// What the recodings and foldings of a pipeline change in one matrix of the layer.
 struct RecodingEffect {
-  std::string tensor;    ///< "w13 gate"
+  std::string tensor;    ///< "w13 gate"; "limit" for the limits of the activation
   std::string recoding;  ///< names of the steps, and the folded factor's formula
   std::int64_t weights = 0;
   std::int64_t changed = 0;            ///< weights whose value is another

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -128,14 +129,8 @@ void measure_weights(RecodingEffect& effect, const PreparedLayer& prepared, Expe
   effect.largest_change = relative(largest_change, largest);
 }
 
-/// How far the output moves if `part` alone is recoded.
-double output_change(const AuditTrial& trial, const std::vector<float>& base,
-                     const MoeLayer& loaded, const MoeLayer& recoded, ExpertPart part) {
-  MoeLayer mixed = loaded;
-  for (std::size_t e = 0; e < mixed.experts.size(); ++e) {
-    mixed.experts[e].*part = recoded.experts[e].*part;
-  }
-  const std::vector<float> output = trial.run(mixed, false).output;
+/// The largest change relative to the largest output.
+double output_change(const std::vector<float>& base, const std::vector<float>& output) {
   double largest = 0.0;
   double moved = 0.0;
   for (std::size_t i = 0; i < base.size(); ++i) {
@@ -143,6 +138,39 @@ double output_change(const AuditTrial& trial, const std::vector<float>& base,
     if (std::isfinite(base[i])) largest = std::max(largest, std::fabs(double{base[i]}));
   }
   return relative(moved, largest);
+}
+
+/// How far the output moves if `part` alone is recoded.
+double output_change(const AuditTrial& trial, const std::vector<float>& base,
+                     const MoeLayer& loaded, const MoeLayer& recoded, ExpertPart part) {
+  MoeLayer mixed = loaded;
+  for (std::size_t e = 0; e < mixed.experts.size(); ++e) {
+    mixed.experts[e].*part = recoded.experts[e].*part;
+  }
+  return output_change(base, trial.run(mixed, false).output);
+}
+
+/// What folding does to the limits; nothing if it changes none.
+std::optional<RecodingEffect> limit_effect(const PreparedLayer& prepared, const MoeLayer& loaded,
+                                           const MoeLayer& recoded, const AuditTrial& trial) {
+  if (!prepared.recipe.kernel.limit_is_folded) return std::nullopt;
+  const std::vector<float>& before = prepared.source->scalars.limit;
+  const std::vector<float>& after = recoded.activation.limits;
+  RecodingEffect effect;
+  effect.tensor = "limit";
+  effect.recoding = "divided by a factor and multiplied back";
+  for (std::size_t e = 0; e < before.size() && e < after.size(); ++e) {
+    const double moved = change(before[e], after[e]);
+    ++effect.weights;
+    effect.changed += moved != 0.0 ? 1 : 0;
+    effect.largest_change = std::max(effect.largest_change, relative(moved, before[e]));
+  }
+  if (effect.changed == 0) return std::nullopt;
+  MoeLayer mixed = loaded;
+  mixed.activation = recoded.activation;
+  effect.largest_output_change =
+      output_change(trial.run(loaded, false).output, trial.run(mixed, false).output);
+  return effect;
 }
 
 }  // namespace
@@ -163,6 +191,9 @@ std::vector<RecodingEffect> measure_effects(const PreparedLayer& prepared, const
       effect.largest_output_change = output_change(trial, base, loaded, recoded, named.part);
     }
     effects.push_back(std::move(effect));
+  }
+  if (std::optional<RecodingEffect> limit = limit_effect(prepared, loaded, recoded, trial)) {
+    effects.push_back(std::move(*limit));
   }
   return effects;
 }

@@ -64,6 +64,8 @@ struct ScalarRecipe {
 using ScaleDecoder = std::function<std::vector<float>(std::span<const std::byte> scales)>;
 /// The prepared scalars by name.
 using ScalarValues = std::map<std::string, std::vector<float>, std::less<>>;
+/// A number that a kernel takes for expert `expert` of the rank from the prepared scalars.
+using ScalarReader = std::function<float(const ScalarValues&, std::int64_t expert)>;
 
 /// What the kernel takes the prepared tensors for: written down from the kernel, not from the
 /// preparation, so that an audit can hold one against the other.
@@ -80,14 +82,23 @@ struct KernelReading {
   /// Factor of the whole gate, up and down matrix of expert e from the prepared scalars; empty = 1.
   /// If activation scales a1, a2 are folded into them, input_scale_13 and input_scale_2 tell a1 and
   /// a2: the weight's own factor is factor / a.
-  std::function<float(const ScalarValues&, std::int64_t expert)> gate_factor = nullptr;
-  std::function<float(const ScalarValues&, std::int64_t expert)> up_factor = nullptr;
-  std::function<float(const ScalarValues&, std::int64_t expert)> down_factor = nullptr;
-  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_13 = nullptr;
-  std::function<float(const ScalarValues&, std::int64_t expert)> input_scale_2 = nullptr;
+  ScalarReader gate_factor = nullptr;
+  ScalarReader up_factor = nullptr;
+  ScalarReader down_factor = nullptr;
+  ScalarReader input_scale_13 = nullptr;
+  ScalarReader input_scale_2 = nullptr;
   /// The kernel adds the prepared bias before it multiplies by the factors: the bias itself is the
   /// prepared one times gate_factor, up_factor, down_factor.
   bool bias_before_factor = false;
+  /// Parameters of the gated activation; empty = arguments of the call, which the framework takes
+  /// from the model.
+  ScalarReader alpha = nullptr;
+  ScalarReader beta = nullptr;
+  ScalarReader limit = nullptr;
+  /// Of up, where it is not by its nature that of gate.
+  ScalarReader up_limit = nullptr;
+  /// The limit comes out of a prepared quotient, and so of the logical one only up to rounding.
+  bool limit_is_folded = false;
 };
 
 /// What a backend does with the weights of one layer.

@@ -9,12 +9,6 @@
 namespace moeref {
 namespace {
 
-bool is_w13(Slot slot) {
-  return slot == Slot::w13 || slot == Slot::w13_scale || slot == Slot::w13_bias;
-}
-bool is_scale(Slot slot) { return slot == Slot::w13_scale || slot == Slot::w2_scale; }
-bool is_bias(Slot slot) { return slot == Slot::w13_bias || slot == Slot::w2_bias; }
-
 /// One axis of a projection's tensor: the whole model's, and where the rank's part of it begins.
 struct WholeAxis {
   std::int64_t size;

@@ -31,10 +31,6 @@ DenseSlot dense_slot(const TensorStack& stack, const PreparedTensor& tensor) {
   return dense;
 }
 
-bool is_w13(Slot slot) {
-  return slot == Slot::w13 || slot == Slot::w13_scale || slot == Slot::w13_bias;
-}
-
 /// The first prepared tensor that is made from `slot`, by its place in the recipe, or -1.
 std::int64_t tensor_of(const PreparedLayer& prepared, Slot slot) {
   const auto& recipes = prepared.recipe.tensors;
@@ -55,8 +51,8 @@ TensorStack kernel_stack(const PreparedLayer& prepared, Slot slot) {
   const std::int64_t cols = first_gemm ? kernel.hidden : kernel.intermediate;
   stack.half_rows = rows;
   stack.cols = cols;
-  if (slot == Slot::w13_bias || slot == Slot::w2_bias) stack.cols = 1;
-  if (slot == Slot::w13_scale || slot == Slot::w2_scale) {
+  if (is_bias(slot)) stack.cols = 1;
+  if (is_scale(slot)) {
     stack.block_rows = kernel.block_rows;
     stack.block_cols = kernel.block_cols;
     stack.half_rows = ceil_div(rows, kernel.block_rows);
@@ -102,7 +98,7 @@ DenseSlot read_as_kernel(const PreparedLayer& prepared, std::int64_t number, con
   }
   DenseSlot dense = dense_slot(stack, tensor);
   const UndoReport report = undo(plan.map, made.bytes, {}, *dense.bytes, threads);
-  if (recipe.from == Slot::w13 || recipe.from == Slot::w2) {
+  if (is_weight(recipe.from)) {
     clear_last_columns(dense, prepared.recipe.kernel.unread_k);
   }
   if (report.wrong_copies != 0) {
@@ -121,25 +117,39 @@ DenseSlot recode(const PreparedTensor& tensor, const TensorStack& stack, int thr
   return dense;
 }
 
-/// The activation's parameters as prepared under one of `names`, one for each expert of the rank;
-/// else the source's. An array of all experts of the layer is counted from the first.
-std::vector<float> activation_values(const ScalarValues& scalars,
-                                     std::initializer_list<std::string_view> names,
-                                     const std::vector<float>& source, const LayerShape& shape) {
-  for (const std::string_view name : names) {
-    const auto found = scalars.find(name);
-    if (found == scalars.end()) continue;
-    const std::vector<float>& values = found->second;
-    if (values.size() == 1) return std::vector<float>(source.size(), values.front());
-    if (values.size() == source.size()) return values;
-    if (static_cast<std::int64_t>(values.size()) == shape.total_experts) {
-      const auto first = values.begin() + shape.first_expert;
-      return {first, first + shape.experts};
-    }
-    fail(name, "has {} values for the {} experts of this rank; needed is one each", values.size(),
-         source.size());
+/// One number for each expert of the rank; those of the source if the kernel reads none.
+std::vector<float> read_numbers(const ScalarReader& reader, const ScalarValues& scalars,
+                                const std::vector<float>& source) {
+  if (!reader) return source;
+  std::vector<float> numbers;
+  for (std::size_t e = 0; e < source.size(); ++e) {
+    numbers.push_back(reader(scalars, static_cast<std::int64_t>(e)));
   }
-  return source;
+  return numbers;
+}
+
+/// Error: a kernel that clamps up elsewhere than gate, which no model means.
+void check_up_limit(const PreparedLayer& prepared, const ScalarValues& scalars,
+                    const std::vector<float>& limits) {
+  const std::vector<float> of_up = read_numbers(prepared.recipe.kernel.up_limit, scalars, limits);
+  for (std::size_t e = 0; e < limits.size(); ++e) {
+    if (of_up[e] == limits[e]) continue;
+    fail(prepared.backend->name,
+         "clamps up of local expert {} at {}, gate at {}: their global scales differ, the limit is "
+         "divided by that of gate",
+         e, of_up[e], limits[e]);
+  }
+}
+
+/// The parameters of the gated activation as the kernel has them.
+void read_activation(Activation& activation, const PreparedLayer& prepared,
+                     const ScalarValues& scalars) {
+  const KernelReading& kernel = prepared.recipe.kernel;
+  const ExpertScalars& source = prepared.source->scalars;
+  activation.alphas = read_numbers(kernel.alpha, scalars, source.alpha);
+  activation.betas = read_numbers(kernel.beta, scalars, source.beta);
+  activation.limits = read_numbers(kernel.limit, scalars, source.limit);
+  check_up_limit(prepared, scalars, activation.limits);
 }
 
 void check_reading(const PreparedLayer& prepared) {
@@ -157,8 +167,7 @@ void check_reading(const PreparedLayer& prepared) {
     fail(prepared.backend->name, "its kernel's reading does not tell gate and up apart");
   }
   for (const TensorRecipe& recipe : prepared.recipe.tensors) {
-    const bool scales = recipe.from == Slot::w13_scale || recipe.from == Slot::w2_scale;
-    if (scales && (kernel.block_rows < 1 || kernel.block_cols < 1)) {
+    if (is_scale(recipe.from) && (kernel.block_rows < 1 || kernel.block_cols < 1)) {
       fail(recipe.name, "is prepared, but the kernel's reading of {} has no scale blocks",
            prepared.backend->name);
     }
@@ -206,15 +215,9 @@ MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> mad
     scalars.emplace(prepared.tensors[i].name, std::move(values));
   }
   const KernelReading& kernel = prepared.recipe.kernel;
-  const ExpertScalars& source = prepared.source->scalars;
-  const LayerShape& shape = prepared.source->shape;
   MoeLayer layer =
       read_dense_layer(prepared, slots, scalars, kernel.order, kernel.intermediate, kernel.hidden);
-  layer.activation.alphas =
-      activation_values(scalars, {"swiglu_alpha", "gemm1_alpha"}, source.alpha, shape);
-  layer.activation.betas =
-      activation_values(scalars, {"swiglu_beta", "gemm1_beta"}, source.beta, shape);
-  layer.activation.limits = activation_values(scalars, {"swiglu_limit"}, source.limit, shape);
+  if (prepared.source->shape.gated) read_activation(layer.activation, prepared, scalars);
   return layer;
 }
 
@@ -232,6 +235,11 @@ MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded, in
                                     shape.gated ? GateOrder::gate_up : GateOrder::none,
                                     shape.intermediate, shape.hidden);
   layer.activation = loaded.activation;
+  const KernelReading& kernel = prepared.recipe.kernel;
+  if (shape.gated && kernel.limit_is_folded) {
+    layer.activation.limits =
+        read_numbers(kernel.limit, planned_scalars(prepared), prepared.source->scalars.limit);
+  }
   for (std::size_t e = 0; e < layer.experts.size(); ++e) {
     for (const ExpertPart bias : {&Expert::gate_bias, &Expert::up_bias, &Expert::down_bias}) {
       if (!(layer.experts[e].*bias)) layer.experts[e].*bias = loaded.experts[e].*bias;

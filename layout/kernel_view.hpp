@@ -11,15 +11,16 @@ namespace moeref {
 /// The prepared tensors as the kernel reads them: each tensor with the kernel's own steps undone
 /// over the sizes that KernelReading names, halves told apart by its order, scales decoded, factors
 /// from the prepared scalars. `made` are all tensors of `prepared`, in its order. The layer has
-/// intermediate and hidden with padding, owns what it needs, and no router. Its activation is that
-/// of the source, swiglu or relu2, with the prepared swiglu_alpha, swiglu_beta, swiglu_limit
-/// (gemm1_alpha, gemm1_beta) in place of the source's.
-/// Error: a tensor whose bytes are not as many as the kernel expects, copies that differ, a reading
-/// that leaves out a prepared tensor.
+/// intermediate and hidden with padding, owns what it needs, and no router. Its activation is
+/// swiglu or relu2 with the parameters that the kernel reads, those of the source where the
+/// framework takes them from the model. Error: a tensor whose bytes are not as many as the kernel
+/// expects, copies that differ, scales that the reading does not say how to decode, limits of gate
+/// and up that differ.
 MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made, int threads = 1);
 
 /// The logical layer after the recodings alone: every Recode step of the recipe carried out on the
-/// loaded tensors, nothing moved or padded, scales and factors read as the kernel does. `loaded` is
+/// loaded tensors, nothing moved or padded, scales, factors and a folded limit read as the kernel
+/// does. `loaded` is
 /// the rank's own part, from which `prepared` was planned; biases that the backend does not prepare
 /// stay as they are.
 MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded, int threads = 1);

@@ -20,6 +20,17 @@ inline constexpr int kSlotCount = 6;
 inline constexpr std::int64_t kWholeAxis = std::int64_t{1} << 40;
 /// "w13_scale"
 std::string_view name(Slot slot);
+/// Of GEMM1: w13 and what belongs to it.
+constexpr bool is_w13(Slot slot) {
+  return slot == Slot::w13 || slot == Slot::w13_scale || slot == Slot::w13_bias;
+}
+constexpr bool is_scale(Slot slot) { return slot == Slot::w13_scale || slot == Slot::w2_scale; }
+constexpr bool is_bias(Slot slot) { return slot == Slot::w13_bias || slot == Slot::w2_bias; }
+constexpr bool is_weight(Slot slot) { return slot == Slot::w13 || slot == Slot::w2; }
+/// The slot of the block scales of w13 or w2.
+constexpr Slot scales_of(Slot weight) {
+  return weight == Slot::w13 ? Slot::w13_scale : Slot::w2_scale;
+}
 
 /// Sizes of a logical layer as a rank has loaded it, before any padding.
 struct LayerShape {

@@ -9,24 +9,6 @@
 namespace moeref {
 namespace {
 
-bool is_bias(Slot slot) { return slot == Slot::w13_bias || slot == Slot::w2_bias; }
-
-PreparedTensor plan_matrix(const TensorRecipe& recipe, const LayerTensors& tensors) {
-  const TensorStack& stack = tensors.at(recipe.from);
-  PreparedTensor prepared;
-  prepared.name = recipe.name;
-  prepared.plan = make_plan(recipe.name, stack, recipe.steps, &tensors);
-  prepared.dtype = prepared.plan.dtype;
-  prepared.shape = prepared.plan.shape;
-  // A bias is a vector for each expert.
-  if (is_bias(recipe.from) && prepared.shape.size() == 3 && prepared.shape.back() == 1) {
-    prepared.shape.pop_back();
-  }
-  prepared.strides = prepared.plan.strides;
-  prepared.from = &stack;
-  return prepared;
-}
-
 PreparedTensor plan_scalar(const ScalarRecipe& recipe, const LayerTensors& tensors) {
   PreparedTensor prepared;
   prepared.name = recipe.name;
@@ -64,7 +46,8 @@ void check_cuts(const LayerTensors& whole, const LoadedRange& range) {
 void plan_all(PreparedLayer& prepared) {
   prepared.recipe = make_recipe(*prepared.backend, prepared.source->shape, prepared.options);
   for (const TensorRecipe& recipe : prepared.recipe.tensors) {
-    prepared.tensors.push_back(plan_matrix(recipe, *prepared.source));
+    prepared.tensors.push_back(
+        plan_matrix(recipe, prepared.source->at(recipe.from), prepared.source.get()));
   }
   for (const ScalarRecipe& recipe : prepared.recipe.scalars) {
     PreparedTensor scalar = plan_scalar(recipe, *prepared.source);
@@ -73,6 +56,22 @@ void plan_all(PreparedLayer& prepared) {
 }
 
 }  // namespace
+
+PreparedTensor plan_matrix(const TensorRecipe& recipe, const TensorStack& stack,
+                           const LayerTensors* layer, std::int64_t most_elements) {
+  PreparedTensor prepared;
+  prepared.name = recipe.name;
+  prepared.plan = make_plan(recipe.name, stack, recipe.steps, layer, most_elements);
+  prepared.dtype = prepared.plan.dtype;
+  prepared.shape = prepared.plan.shape;
+  // A bias is a vector for each expert.
+  if (is_bias(recipe.from) && prepared.shape.size() == 3 && prepared.shape.back() == 1) {
+    prepared.shape.pop_back();
+  }
+  prepared.strides = prepared.plan.strides;
+  prepared.from = &stack;
+  return prepared;
+}
 
 PreparedLayer plan_tensors(const Backend& backend, const Options& options, LayerTensors tensors) {
   const simd::DefaultFloatEnvironment environment;

@@ -42,6 +42,11 @@ PreparedLayer plan_layer(const Backend& backend, const Options& options, const M
 /// The same for logical tensors that are already loaded (a golden case, a tensor file).
 PreparedLayer plan_tensors(const Backend& backend, const Options& options, LayerTensors tensors);
 
+/// One matrix of a recipe from `stack`, which must outlive it. `layer`: null = the map alone, as
+/// for append. `most_elements`: of the plan.
+PreparedTensor plan_matrix(const TensorRecipe& recipe, const TensorStack& stack,
+                           const LayerTensors* layer, std::int64_t most_elements = kMostElements);
+
 std::int64_t byte_count(const PreparedTensor& tensor);
 /// Makes one tensor; `out` has byte_count bytes.
 void make(const PreparedTensor& tensor, std::span<std::byte> out, int threads);

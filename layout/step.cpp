@@ -10,10 +10,6 @@
 namespace moeref {
 namespace {
 
-std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
-  return ceil_div(value, multiple) * multiple;
-}
-
 /// Carries out the steps on a plan, one overload each.
 struct Append {
   Plan& plan;

@@ -25,6 +25,9 @@ std::string to_string(const Shape& shape);
 constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t by) {
   return (value + by - 1) / by;
 }
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return ceil_div(value, multiple) * multiple;
+}
 
 /// Reads a value at any alignment: tensors in a safetensors file may start at odd offsets.
 template <typename T>

@@ -1,5 +1,6 @@
 #include "layout/backends/cutlass_parts.hpp"
 
+#include "layout/backends/scalars.hpp"
 #include "layout/recode/float_cast.hpp"
 
 namespace moeref::backends::cutlass {
@@ -34,6 +35,7 @@ KernelReading reading(const LayerShape& shape, const Padding& padding, Format co
                       GateOrder order) {
   KernelReading kernel;
   kernel.order = shape.gated ? order : GateOrder::none;
+  read_swiglu(kernel, shape);
   kernel.intermediate = padding.intermediate;
   kernel.hidden = padding.hidden;
   kernel.codes = codes;

@@ -1,5 +1,6 @@
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/backends/swiglu_numbers.hpp"
 #include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/deepgemm.hpp"
@@ -32,6 +33,7 @@ Recipe recipe(const LayerShape& shape, const Options&) {
       .w13_scale = decode_as(Format::e8m0),
       .w2_scale = decode_as(Format::e8m0),
   };
+  read_swiglu(recipe.kernel, shape);
   return recipe;
 }
 

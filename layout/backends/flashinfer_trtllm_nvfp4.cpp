@@ -164,7 +164,7 @@ Step divide_bias(Slot slot, const Factors& factors) {
 
 /// output1_scale_gate_scalar = g1_alphas, output1_scale_scalar = g1_scale_c (up and the
 /// quantization of GEMM2's input in one), output2_scale_scalar = g2_alphas.
-void read_factors(KernelReading& kernel, bool gated) {
+void read_factors(KernelReading& kernel, const LayerShape& shape) {
   const auto reciprocal = [](std::string name) {
     return [number = factor_from(std::move(name), 0)](const ScalarValues& values, std::int64_t e) {
       return 1.0f / number(values, e);
@@ -172,7 +172,7 @@ void read_factors(KernelReading& kernel, bool gated) {
   };
   kernel.gate_factor = factor_from("g1_alphas");
   kernel.up_factor = kernel.gate_factor;
-  if (gated) {
+  if (shape.gated) {
     kernel.up_factor = [output1 = factor_from("g1_scale_c"),
                         quant = factor_from("w2_input_scale_quant", 0)](const ScalarValues& values,
                                                                         std::int64_t e) {
@@ -183,6 +183,18 @@ void read_factors(KernelReading& kernel, bool gated) {
   kernel.input_scale_13 = reciprocal("w13_input_scale_quant");
   kernel.input_scale_2 = reciprocal("w2_input_scale_quant");
   kernel.bias_before_factor = true;
+  // Both accumulators are clamped at gemm1_clamp_limit, then scaled.
+  const auto clamped = [clamp = parameter("gemm1_clamp_limit", shape, kNoLimit)](
+                           const char* alphas) -> ScalarReader {
+    return [clamp, factor = factor_from(alphas)](const ScalarValues& values, std::int64_t e) {
+      return clamp(values, e) * factor(values, e);
+    };
+  };
+  kernel.alpha = parameter("gemm1_alpha", shape, 1.0f);
+  kernel.beta = parameter("gemm1_beta", shape, 0.0f);
+  kernel.limit = clamped("g1_alphas");
+  kernel.up_limit = clamped("g1_alphas_up");
+  kernel.limit_is_folded = true;
 }
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
@@ -208,7 +220,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   recipe.scalars.push_back(swiglu_parameter("gemm1_alpha", &ExpertScalars::alpha));
   recipe.scalars.push_back(swiglu_parameter("gemm1_beta", &ExpertScalars::beta));
   recipe.kernel = trtllm::reading(shape, padding, Format::e2m1, Format::ue4m3, 1, kBlock);
-  read_factors(recipe.kernel, shape.gated);
+  read_factors(recipe.kernel, shape);
   recipe.notes = {"the activation scales are the maxima over all experts of the layer",
                   "gemm1_clamp_limit is in units of gate's accumulator and also clamps up",
                   "biases are divided by weight scale * activation scale: the kernel adds them "

@@ -18,10 +18,6 @@ inline Steps operator+(Steps first, const Steps& second) {
   return first;
 }
 
-constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
-  return ceil_div(value, multiple) * multiple;
-}
-
 /// A tensor of which the framework does some steps, and the kernel's own order is the rest.
 inline TensorRecipe tensor(std::string name, Slot from, Steps framework, const Steps& kernel) {
   return {std::move(name), from, std::move(framework) + kernel, kernel.size()};

@@ -70,6 +70,7 @@ std::vector<ScalarRecipe> stored_scalars(const FormatParts& parts) {
 KernelReading reading(const LayerShape& shape, const FormatParts& parts) {
   KernelReading kernel;
   kernel.order = gate_first(shape);
+  read_swiglu(kernel, shape);
   kernel.intermediate = shape.intermediate;
   kernel.hidden = shape.hidden;
   kernel.codes = parts.codes;

@@ -94,16 +94,42 @@ std::vector<ScalarRecipe> swiglu_arrays() {
           parameter("swiglu_limit", &ExpertScalars::limit)};
 }
 
-Factor factor(std::string name) {
+ScalarReader factor(std::string name) {
   return [name = std::move(name)](const ScalarValues& values, std::int64_t expert) {
     return value_of(values, name, expert);
   };
 }
 
-Factor reciprocal(std::string name) {
+ScalarReader reciprocal(std::string name) {
   return [name = std::move(name)](const ScalarValues& values, std::int64_t expert) {
     return 1.0f / value_of(values, name, expert);
   };
+}
+
+ScalarReader constant(float value) {
+  return [value](const ScalarValues&, std::int64_t) { return value; };
+}
+
+ScalarReader parameter(std::string name, const LayerShape& shape, float absent) {
+  return [name = std::move(name), first = shape.first_expert, experts = shape.experts,
+          total = shape.total_experts, absent](const ScalarValues& values, std::int64_t expert) {
+    const auto found = values.find(name);
+    if (found == values.end()) return absent;
+    const std::vector<float>& numbers = found->second;
+    const auto count = static_cast<std::int64_t>(numbers.size());
+    if (count == 1) return numbers.front();
+    if (count != experts && count != total) {
+      fail(name, "has {} values for the {} experts of this rank; needed is one each", count,
+           experts);
+    }
+    return numbers[static_cast<std::size_t>(expert + (count == experts ? 0 : first))];
+  };
+}
+
+void read_swiglu(KernelReading& kernel, const LayerShape& shape) {
+  kernel.alpha = parameter("swiglu_alpha", shape, 1.0f);
+  kernel.beta = parameter("swiglu_beta", shape, 0.0f);
+  kernel.limit = parameter("swiglu_limit", shape, kNoLimit);
 }
 
 }  // namespace moeref::backends

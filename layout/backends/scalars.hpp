@@ -34,10 +34,16 @@ ScalarRecipe one_scalar(std::string name, std::string formula,
 /// is not passed) if no expert has a limit and alpha is 1, beta 0.
 std::vector<ScalarRecipe> swiglu_arrays();
 
-using Factor = std::function<float(const ScalarValues&, std::int64_t expert)>;
 /// Number `expert` of a prepared scalar, or its only one.
-Factor factor(std::string name);
+ScalarReader factor(std::string name);
 /// 1 / that number: an activation scale of which the kernel takes the quantizing multiplier.
-Factor reciprocal(std::string name);
+ScalarReader reciprocal(std::string name);
+/// The same number whatever is prepared.
+ScalarReader constant(float value);
+/// A parameter of the activation that is passed under `name`, as one number, one for each expert of
+/// the rank or one for each of the model; `absent` if it is not passed.
+ScalarReader parameter(std::string name, const LayerShape& shape, float absent);
+/// swiglu_alpha, swiglu_beta, swiglu_limit as far as they are passed, else those of SiLU.
+void read_swiglu(KernelReading& kernel, const LayerShape& shape);
 
 }  // namespace moeref::backends

@@ -66,7 +66,7 @@ ScalarRecipe residual(std::string name, Slot scale, recode::HummingRange range) 
           }};
 }
 
-Factor residual_factor(std::string name) {
+ScalarReader residual_factor(std::string name) {
   return [of = factor(std::move(name))](const ScalarValues& values, std::int64_t expert) {
     return of(values, expert) * 64.0f;
   };

@@ -3,6 +3,7 @@
 
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/backends/swiglu_numbers.hpp"
 #include "layout/recode/float_cast.hpp"
 #include "layout/recode/ue8m0.hpp"
@@ -126,6 +127,8 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const Steps rows{InterleaveHalves{1}};
   Recipe recipe;
   recipe.kernel.order = gate_first(shape);
+  read_swiglu(recipe.kernel, shape);
+  recipe.kernel.beta = constant(1.0f);
   recipe.kernel.intermediate = sizes.intermediate;
   recipe.kernel.hidden = sizes.hidden;
   if (options.is("swizzle", kUpcast)) {

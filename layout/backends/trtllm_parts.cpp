@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "layout/backends/readings.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/tiles/nvidia.hpp"
 #include "quant/error.hpp"
 
@@ -91,6 +92,7 @@ void check_scale_tiles(std::string_view backend, const LayerShape& shape, const 
 KernelReading reading(const LayerShape& shape, const Padding& padding, Format codes) {
   KernelReading kernel;
   kernel.order = up_first(shape);
+  read_swiglu(kernel, shape);
   kernel.intermediate = padding.intermediate;
   kernel.hidden = padding.hidden;
   kernel.codes = codes;

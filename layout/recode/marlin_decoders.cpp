@@ -12,8 +12,6 @@ namespace {
 
 using Bytes = std::span<const std::byte>;
 
-Format number_format(DType params) { return params == DType::f16 ? Format::f16 : Format::bf16; }
-
 std::vector<float> decode_bytes(Bytes scales, const std::array<float, 256>& table) {
   std::vector<float> values(scales.size());
   std::transform(scales.begin(), scales.end(), values.begin(),
@@ -47,7 +45,7 @@ MarlinDecoder decode_marlin_e8m0(float unit) {
 }
 
 MarlinDecoder decode_marlin_floats(DType params, float unit) {
-  return [format = number_format(params), unit](Bytes scales) {
+  return [format = *float_format(params), unit](Bytes scales) {
     std::vector<float> values(scales.size() / 2);
     for (std::size_t i = 0; i < values.size(); ++i) {
       values[i] = decode(format, load<std::uint16_t>(scales.data() + 2 * i)) * unit;

@@ -26,8 +26,6 @@ using CodeSet = std::bitset<256>;
 
 constexpr EncodePolicy kRounding = EncodePolicy::eigen;
 
-Format number_format(DType params) { return params == DType::f16 ? Format::f16 : Format::bf16; }
-
 std::size_t index(std::byte code) { return std::to_integer<std::size_t>(code); }
 
 /// The format of stored numbers; nothing for bytes. Error: neither.
@@ -209,7 +207,7 @@ void check_sum(const TensorStack& stack, std::uint8_t byte, int added) {
 
 std::shared_ptr<const Recoder> make_e8m0(const TensorStack& stack, DType params, int added,
                                          const std::string& name) {
-  const Format through = number_format(params);
+  const Format through = *float_format(params);
   const std::optional<Format> from = stored_numbers(stack, name, true);
   if (from) {
     if (added != 0) {
@@ -294,12 +292,12 @@ float marlin_global_scale(float global, float factor, DType params) {
 }
 
 float round_to_params(float value, DType params) {
-  const Format format = number_format(params);
+  const Format format = *float_format(params);
   return decode(format, encode(format, value, kRounding));
 }
 
 Recode marlin_e8m0(Slot slot, DType params, int added) {
-  const std::string name = fmt::format("marlin_e8m0[{}{}]", info(number_format(params)).name,
+  const std::string name = fmt::format("marlin_e8m0[{}{}]", info(*float_format(params)).name,
                                        added != 0 ? fmt::format(" + {}", added) : std::string());
   return {.name = name,
           .summary = "E8M0 scales through the parameter type",
@@ -327,7 +325,7 @@ Recode marlin_e8m0_plus(std::int64_t added) {
 }
 
 Recode marlin_fp8_scales(Slot slot, DType params, MarlinBias bias) {
-  const Format to = number_format(params);
+  const Format to = *float_format(params);
   const float factor = params == DType::f16 ? 0x1p8f : 0x1p120f;
   const bool folds = bias == MarlinBias::in_scales;
   const std::string name = fmt::format("marlin_fp8_scales[{}{}]", info(to).name,

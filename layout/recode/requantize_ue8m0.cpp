@@ -19,8 +19,6 @@ namespace {
 constexpr std::int64_t kBlock = 128;
 constexpr float kSmallestAmax = 1e-4f;
 
-Slot scales_of(Slot weight) { return weight == Slot::w13 ? Slot::w13_scale : Slot::w2_scale; }
-
 /// What requantization makes of one weight, found for a row of blocks when first asked for: within
 /// a block, a new code depends on the old one alone.
 class Requantized {

@@ -55,8 +55,7 @@ Recode upcast_mxfp4(Slot weight) {
       .out_bits = 16,
       .dtype = DType::bf16,
       .make = [weight](const LayerTensors& layer) -> std::shared_ptr<const Recoder> {
-        const TensorStack& scales =
-            layer.at(weight == Slot::w13 ? Slot::w13_scale : Slot::w2_scale);
+        const TensorStack& scales = layer.at(scales_of(weight));
         if (!is_e8m0_bytes(scales.dtype) || scales.block_rows != 1 || scales.block_cols != kGroup) {
           fail(scales.name, "has {} scales of {} x {}; MXFP4 has E8M0 scales of 1 x {}",
                name(scales.dtype), scales.block_rows, scales.block_cols, kGroup);

@@ -142,6 +142,72 @@ TEST(LayoutApply, RefusesStepsThatSayTooLittleOrTooMuch) {
                  {"flashinfer_trtllm_mxfp4"});
 }
 
+TEST(LayoutApply, NeverReplacesWhatItReads) {
+  const TempFolder folder;
+  const fs::path model = folder / "model";
+  fs::copy(kGptOss, model, fs::copy_options::recursive);
+  const std::string weights = read_bytes(model / "model.safetensors");
+  fs::create_symlink(model / "model.safetensors", folder / "link");
+  const std::string apply = "layout apply " + model.string() + " --backend reference -o ";
+  expect_refused(apply + (model / "model.safetensors").string(), {"model.safetensors", "-o"});
+  expect_refused(apply + (model / "new.safetensors").string(), {"new.safetensors", "checkpoint"});
+  expect_refused(apply + (folder / "link").string(), {"link", "model.safetensors"});
+  expect_refused("golden " + model.string() + " -o " + model.string(), {"model", "checkpoint"});
+  expect_refused("golden " + model.string() + " -o ''", {"--out"});
+  expect_refused("run " + model.string() + " --tokens 1 -o " + (folder / "link").string(),
+                 {"link", "model.safetensors"});
+  expect_refused("dequantize " + model.string() + " -o " + (folder / "link").string(),
+                 {"link", "model.safetensors"});
+  EXPECT_TRUE(read_bytes(model / "model.safetensors") == weights);
+  const std::string file = (folder / "file").string();
+  expect_done(apply + file + " -q");
+  const std::string prepared = read_bytes(file);
+  expect_refused("layout apply " + file + " --backend marlin_mxfp4 -o " + file, {"file", "input"});
+  expect_refused("layout undo " + file + " -o " + file, {"file", "input"});
+  EXPECT_TRUE(read_bytes(file) == prepared);
+}
+
+TEST(LayoutApply, RefusesFactorsThatAreNotThoseOfTheMetadata) {
+  const TempFolder folder;
+  const auto path = [&](const char* name) { return (folder / name).string(); };
+  expect_done("layout apply " + kNvfp4 + " -q --backend reference -o " + path("prepared"));
+  expect_done("layout undo " + path("prepared") + " -q -o " + path("logical"));
+  for (const char* file : {"prepared", "logical"}) {
+    EditableFile changed(path(file));
+    changed["w13_scale_2"].bytes[4] ^= std::byte{1};
+    changed.write(path("changed"));
+    expect_refused(
+        "layout apply " + path("changed") + " --backend " + kTrtllm + " -o " + path("out"),
+        {"w13_scale_2", "[1]"});
+  }
+}
+
+TEST(LayoutApply, KeepsWhereALogicalFileCameFrom) {
+  const TempFolder folder;
+  const auto path = [&](const char* name) { return (folder / name).string(); };
+  const auto params = [&](const char* name) {
+    return json::parse(SafetensorsFile::open(path(name))->metadata().at("params"));
+  };
+  expect_done("layout apply " + kNvfp4 + " -q --backend reference -o " + path("prepared"));
+  expect_done("layout undo " + path("prepared") + " -q -o " + path("logical"));
+  expect_done("layout apply " + path("logical") + " -q --backend " + kTrtllm + " -o " +
+              path("again"));
+  EXPECT_EQ(params("again")["checkpoint"], params("prepared")["checkpoint"]);
+  EXPECT_EQ(params("again")["layer"], 0);
+  EditableFile plain(path("logical"));
+  plain.metadata.clear();
+  plain.write(path("plain"));
+  expect_done("layout apply " + path("plain") + " -q --format nvfp4_ct --order gate_up --backend " +
+              kTrtllm + " -o " + path("again"));
+  EXPECT_EQ(params("again")["checkpoint"], "plain");
+  EXPECT_FALSE(params("again").contains("layer"));
+  // Audit takes such a file, too.
+  expect_refused("layout audit " + kTrtllm + " " + path("plain"), {"--format"});
+  expect_done("layout audit " + kTrtllm + " " + path("plain") +
+              " --format nvfp4_ct --order gate_up");
+  expect_refused("layout audit " + kTrtllm + " --format nvfp4_ct", {"--format", "--shape"});
+}
+
 TEST(LayoutApply, PutsOneTensorThroughSteps) {
   const TempFolder folder;
   const auto path = [&](const char* name) { return (folder / name).string(); };

@@ -1,7 +1,9 @@
 // moeref layout audit, golden --weights and backends as a user runs them.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 
 #include "tests/cli/layout_command.hpp"
@@ -66,6 +68,26 @@ TEST(Golden, WritesTheWeightsOfABackend) {
                  {"nvfp4"});
   const json all = json_of("golden " + kNvfp4 + " --tokens 1 --weights --backend '*' -o " + out);
   EXPECT_GE(all.size(), 2u);
+}
+
+TEST(Golden, NamesFilesByTheOptionsOfTheBackend) {
+  const TempFolder folder;
+  const std::string golden = "golden " + kGptOss +
+                             " --tokens 1 --weights --backend marlin_mxfp4 -o " +
+                             (folder / "out").string();
+  std::set<std::string> files;
+  for (const char* option : {"", " --option pad=none", " --option scales=v1"}) {
+    files.insert(json_of(golden + option)[0]["file"].get<std::string>());
+  }
+  EXPECT_EQ(files.size(), 3u);
+  for (const std::string& file : files) EXPECT_TRUE(std::filesystem::exists(file)) << file;
+  expect_refused("golden " + kGptOss + " --backend '*' --option a=b -o " + (folder / "x").string(),
+                 {"--option", "a=b"});
+  expect_refused("golden " + kGptOss + " --backend reference,marlin_mxfp4 --option pad=none -o " +
+                     (folder / "x").string(),
+                 {"reference", "pad=none"});
+  EXPECT_EQ(json_of(golden + " --backend reference").size(), 1u);
+  expect_refused("run " + kGptOss + " --backend reference,triton_bf16", {"--backend", "2"});
 }
 
 TEST(Backends, AreListed) {

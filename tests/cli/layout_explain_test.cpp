@@ -91,6 +91,10 @@ TEST(LayoutExplain, RefusesPlacesThatAreNot) {
   expect_refused(find + "\"expert=0 gate\"", {"row"});
   expect_refused(find + "\"gate row=0 col=0\"", {"expert"});
   expect_refused(find + "\"expert=-1 gate row=0 col=0\"", {"-1"});
+  expect_refused(find + "\"expert=0 gate row=0 row=1 col=0\"", {"row", "twice"});
+  expect_refused(find + "\"expert=0 gate up row=0 col=0\"", {"gate", "up"});
+  expect_refused("layout explain w13 --backend reference --shape experts=2,experts=3 --at 0",
+                 {"experts", "twice"});
   expect_refused("layout explain " + file + " --find \"expert=0 row=0 col=0\"",
                  {"gate, up or down"});
   expect_refused("layout explain w13 --backend " + kTrtllm + " --shape hidden=100 --at 0",

@@ -183,6 +183,19 @@ TEST(LayoutUndo, NamesAWrongFactor) {
   }
 }
 
+TEST(LayoutUndo, RefusesOptionsThatTheFileAnswers) {
+  const TempFolder folder;
+  const std::string file = (folder / "prepared").string();
+  expect_done("layout apply " + kNvfp4 + " -q --backend reference -o " + file);
+  for (const char* option : {"--order up_gate", "--bits 4", "--block 1x32", "--dtype F32"}) {
+    const std::string name = std::string(option).substr(0, std::string(option).find(' '));
+    expect_refused("layout undo " + file + " -o x " + option, {name, "--steps"});
+    expect_refused("layout explain " + file + " w13 --at 0 " + option, {name, "--steps"});
+  }
+  expect_refused("layout undo " + file + " -o x --shape 1,2,4", {"--shape", "--steps"});
+  expect_refused("layout explain w13 --backend reference --steps swap_halves --at 0", {"--steps"});
+}
+
 TEST(LayoutUndo, GivesBackAnEmptyRank) {
   const TempFolder folder;
   const auto path = [&](const char* name) { return (folder / name).string(); };

@@ -10,6 +10,7 @@
 
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/sample_layer.hpp"
 #include "quant/error.hpp"
 
@@ -56,7 +57,7 @@ Steps flip_code(Slot slot, std::int64_t row) {
 /// A backend whose preparation differs from what its kernel reads by one fault at a time.
 Recipe faulty_recipe(const LayerShape& shape, const Options& options) {
   const auto has = [&](std::string_view fault) { return options.is("fault", fault); };
-  const std::int64_t padded = backends::round_up(shape.stride, 64);
+  const std::int64_t padded = round_up(shape.stride, 64);
   const Steps swap = has("order") ? Steps{} : Steps{SwapHalves{}};
   const Step pad = has("whole_upstream") ? Step{PadRows{.to = padded * shape.halves()}}
                                          : Step{PadHalves{.to = padded}};
@@ -88,7 +89,10 @@ Recipe faulty_recipe(const LayerShape& shape, const Options& options) {
   const auto limits = [](const ExpertScalars& scalars, const LayerShape&) {
     return std::vector<float>(scalars.limit.size(), 0.5f);
   };
-  if (has("limit")) recipe.scalars.push_back({"swiglu_limit", "0.5", true, limits});
+  if (has("limit")) {
+    recipe.scalars.push_back({"swiglu_limit", "0.5", true, limits});
+    recipe.kernel.limit = backends::parameter("swiglu_limit", shape, kNoLimit);
+  }
   recipe.kernel.order = shape.gated ? GateOrder::up_gate : GateOrder::none;
   recipe.kernel.intermediate = has("size") ? padded + 64 : padded;
   recipe.kernel.hidden = shape.hidden;

@@ -7,6 +7,7 @@
 
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/sample_layer.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
@@ -18,6 +19,7 @@ namespace {
 using backends::Steps;
 using backends::tensor;
 using backends::operator+;
+using backends::parameter;
 using ::testing::HasSubstr;
 
 /// What a test changes in the recipe of kBackend; kept outside, since recipes are functions.
@@ -61,6 +63,10 @@ Recipe changed_recipe(const LayerShape& shape, const Options&) {
   for (const ScalarRecipe& scalar : change.scalars) {
     if (scalar.name == "gate") kernel.gate_factor = backends::factor_from("gate");
     if (scalar.name == "up") kernel.up_factor = backends::factor_from("up");
+    if (scalar.name == "swiglu_alpha") kernel.alpha = parameter(scalar.name, shape, 1.0f);
+    if (scalar.name == "swiglu_beta") kernel.beta = parameter(scalar.name, shape, 0.0f);
+    if (scalar.name == "swiglu_limit") kernel.limit = parameter(scalar.name, shape, kNoLimit);
+    if (scalar.name == "up_limit") kernel.up_limit = parameter(scalar.name, shape, kNoLimit);
     if (scalar.name == "down") kernel.down_factor = backends::factor_from("down");
     if (scalar.name == "a1") {
       kernel.input_scale_13 = [](const ScalarValues& values, std::int64_t) {
@@ -200,7 +206,7 @@ TEST_F(KernelView, TakesThePreparedActivationInPlaceOfTheStoredOne) {
   const MoeLayer layer = sample_layer(shape);
   const Shard second_half{.ep_rank = 1, .ep_size = 2};
   change.scalars = {scalar("swiglu_alpha", {1.0f, 2.0f}),            // of this rank
-                    scalar("gemm1_beta", {3.0f, 4.0f, 5.0f, 6.0f}),  // of the whole layer
+                    scalar("swiglu_beta", {3.0f, 4.0f, 5.0f, 6.0f}),  // of the whole layer
                     scalar("swiglu_limit", {9.0f})};                 // one for all
   const Prepared prepared = prepare(layer, second_half);
   const MoeLayer read = kernel_layer(prepared.layer, prepared.made);
@@ -209,6 +215,21 @@ TEST_F(KernelView, TakesThePreparedActivationInPlaceOfTheStoredOne) {
   EXPECT_EQ(read.activation.limits, (std::vector<float>{9.0f, 9.0f}));
   EXPECT_EQ(read.first_expert, 2);
 
+  // The same reading where nothing is passed: SiLU.
+  change.scalars = {scalar("swiglu_alpha", {}), scalar("swiglu_beta", {}),
+                    scalar("swiglu_limit", {})};
+  const Prepared plain = prepare(layer, second_half);
+  const MoeLayer silu = kernel_layer(plain.layer, plain.made);
+  EXPECT_EQ(silu.activation.alphas, (std::vector<float>{1.0f, 1.0f}));
+  EXPECT_EQ(silu.activation.betas, (std::vector<float>{0.0f, 0.0f}));
+  EXPECT_EQ(silu.activation.limits, (std::vector<float>{kNoLimit, kNoLimit}));
+
+  change.scalars = {scalar("swiglu_limit", {9.0f}), scalar("up_limit", {9.0f, 8.0f})};
+  const Prepared clamped = prepare(layer, second_half);
+  EXPECT_THAT(error_of([&] { kernel_layer(clamped.layer, clamped.made); }),
+              HasSubstr("clamps up of local expert 1 at 8, gate at 9"));
+
+  // No reading: the framework passes what the model says.
   change.scalars = {};
   const Prepared bare = prepare(layer, second_half);
   const MoeLayer stored = kernel_layer(bare.layer, bare.made);

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <optional>
 
+#include "layout/recode/float_cast.hpp"
 #include "layout/tiles/nvidia.hpp"
 #include "quant/error.hpp"
 #include "tests/layout/random_map.hpp"
@@ -303,6 +304,51 @@ TEST(Steps, RejectWordsThatAreNotWhole) {
   const auto bits = std::make_shared<BitPermutation>("same_bits", source);
   EXPECT_EQ(plan_error(Subject(3, 3, 1).stack, {PermuteBits{bits}}),
             "w13: same_bits needs whole 32-bit words");
+}
+
+TEST(Steps, RejectAnythingAfterBits) {
+  std::array<int, 32> source;
+  std::iota(source.begin(), source.end(), 0);
+  const Step bits = PermuteBits{std::make_shared<BitPermutation>("same_bits", source)};
+  const Subject subject(128, 4, 2);
+  for (const Step& step : {bits, Step{SwapHalves{}}, Step{Tile{tiles::swizzle_128x4()}}}) {
+    EXPECT_EQ(plan_error(subject.stack, {bits, step}),
+              "w13: " + describe(step) +
+                  " cannot follow same_bits, which moves the bits of whole words; put it before");
+  }
+}
+
+TEST(Steps, RejectARecodingAfterAPad) {
+  const Subject subject(6, 2, 2);
+  const Recode recode = recode::cast_floats(Slot::w13_bias, DType::f32);
+  for (const Step& pad : {Step{PadRows{.to = 7}}, Step{PadHalves{.to = 3}}, Step{PadCols{}}}) {
+    EXPECT_EQ(
+        plan_error(subject.stack, {pad, recode}),
+        "w13: cast_to_f32 cannot follow a pad, whose bytes it would leave as they are; put it "
+        "before");
+  }
+}
+
+TEST(Steps, RejectMoreElementsThanATensorHas) {
+  const Subject subject(6, 2, 1);
+  const auto refusal = [&](std::int64_t most, const Step& step) {
+    return error_of(
+        [&] { make_plan("w13", subject.stack, std::vector<Step>{step}, nullptr, most); });
+  };
+  EXPECT_EQ(refusal(23, PadRows{.to = 6}),
+            "w13: it makes 2 x [6, 2] elements, more than the tensor can have");
+  EXPECT_EQ(refusal(27, PadRows{.to = 7}),
+            "w13: pad_rows makes 2 x [7, 2] elements, more than the tensor can have");
+  EXPECT_EQ(refusal(28, PadRows{.to = 7}), "no error");
+  EXPECT_EQ(refusal(35, PadCols{.to = 3}),
+            "w13: pad_cols makes 2 x [6, 3] elements, more than the tensor can have");
+  EXPECT_EQ(refusal(47, RepeatRows{.times = 2}),
+            "w13: repeat_rows makes 2 x [12, 2] elements, more than the tensor can have");
+  EXPECT_EQ(refusal(1023, Tile{tiles::swizzle_128x4()}),
+            "w13: swizzle_128x4 makes 2 x [128, 4] elements, more than the tensor can have");
+  EXPECT_EQ(refusal(1024, Tile{tiles::swizzle_128x4()}), "no error");
+  EXPECT_EQ(refusal(512, RepeatRows{.times = std::int64_t{1} << 62}),
+            "w13: repeat_rows needs at most 512 rows, got 6 x 4611686018427387904");
 }
 
 TEST(Steps, RejectAnythingButBitsAfterATile) {

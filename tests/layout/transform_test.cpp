@@ -100,6 +100,11 @@ void expect_same_as_slow(const RandomMap& drawn) {
   expect_same_undo(drawn, placed, 2);
 }
 
+TEST(Transform, TakesNoExperts) {
+  const RandomMap none = dense_map(0, 4, 8, 8);
+  expect_same_as_slow(none);
+}
+
 TEST(Transform, MovesAsTheSlowOneForSmallRandomMaps) { expect_same_as_slow(1, 800, {}); }
 
 TEST(Transform, MovesAsTheSlowOneForLongRows) {
