@@ -4,10 +4,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 #include <utility>
 
+#include "cli/conform/memory_order.hpp"
 #include "io/json_file.hpp"
 #include "quant/error.hpp"
 #include "quant/nearest_names.hpp"
@@ -161,15 +161,7 @@ json prepared_tensor_params(const PreparedLayer& layer, const std::string& steps
 }
 
 Shape written_shape(const PreparedTensor& tensor) {
-  if (tensor.strides.empty()) return tensor.shape;
-  std::vector<std::size_t> order(tensor.shape.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t left, std::size_t right) {
-    return tensor.strides[left] > tensor.strides[right];
-  });
-  Shape written;
-  for (const std::size_t dimension : order) written.push_back(tensor.shape[dimension]);
-  return written;
+  return conform::memory_order(tensor.shape, tensor.strides);
 }
 
 void add_prepared(CaseWriter& writer, const std::shared_ptr<const PreparedLayer>& layer,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cli/conform/memory_order.hpp"
 #include "quant/error.hpp"
 
 namespace moeref::conform::amd {
@@ -11,24 +12,6 @@ using Steps = std::vector<Step>;
 
 /// So that products of three sizes cannot overflow.
 constexpr std::int64_t kMostSize = std::int64_t{1} << 20;
-
-/// Elements of a strided view in row-major order of its shape.
-std::vector<std::byte> in_logical_order(const std::vector<std::byte>& stored, const Shape& shape,
-                                        const std::vector<std::int64_t>& strides,
-                                        std::size_t width) {
-  std::vector<std::byte> ordered(stored.size());
-  for (std::int64_t place = 0; place < element_count(shape); ++place) {
-    std::int64_t rest = place;
-    std::int64_t from = 0;
-    for (std::size_t axis = shape.size(); axis-- > 0;) {
-      from += rest % shape[axis] * strides[axis];
-      rest /= shape[axis];
-    }
-    std::copy_n(stored.begin() + from * static_cast<std::int64_t>(width), width,
-                ordered.begin() + place * static_cast<std::int64_t>(width));
-  }
-  return ordered;
-}
 
 }  // namespace
 
@@ -47,12 +30,6 @@ TensorView as_matrices(const GoldenCase& golden, std::string_view input) {
   return view;
 }
 
-TensorStack transposed(TensorStack stack) {
-  for (Plane& plane : stack.planes) std::swap(plane.row_stride, plane.col_stride);
-  std::swap(stack.half_rows, stack.cols);
-  return stack;
-}
-
 TensorStack one_row(const TensorView& view) {
   TensorView row = view;
   row.shape = {1, 1, view.size()};
@@ -61,24 +38,23 @@ TensorStack one_row(const TensorView& view) {
 
 Tensor run(const GoldenCase& golden, const TensorStack& stack, const Steps& steps) {
   const Plan plan = make_plan(golden.subject(stack.name), stack, steps, nullptr);
-  Tensor made{stack.name, plan.dtype, plan.shape, {}};
-  made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
-  apply(plan.map, stack, plan.recoders, made.bytes, 1);
-  if (!plan.strides.empty()) {
-    const auto width = static_cast<std::size_t>(info(plan.dtype).bits) / 8;
-    made.bytes = in_logical_order(made.bytes, plan.shape, plan.strides, width);
-  }
+  Tensor made = run_plan(plan, stack);
+  if (!plan.strides.empty()) return in_logical_order(made.view(), plan.strides);
+  return made;
+}
+
+Tensor run_matrices(const GoldenCase& golden, std::string_view input, const TensorStack& stack,
+                    const Steps& steps) {
+  Tensor made = run(golden, stack, steps);
+  const Shape& given = golden.input(input).shape;
+  made.shape.erase(made.shape.begin());
+  made.shape.insert(made.shape.begin(), given.begin(), given.end() - 2);
   return made;
 }
 
 Tensor run(const GoldenCase& golden, std::string_view input, const Steps& steps, GateOrder order) {
   const TensorView view = as_matrices(golden, input);
-  Tensor made = run(golden, dense_stack(view, order, info(view.dtype).bits), steps);
-  const Shape& given = golden.input(input).shape;
-  Shape shape(given.begin(), given.end() - 2);
-  shape.insert(shape.end(), made.shape.begin() + 1, made.shape.end());
-  made.shape = std::move(shape);
-  return made;
+  return run_matrices(golden, input, dense_stack(view, order, info(view.dtype).bits), steps);
 }
 
 Tensor run_bytes(const GoldenCase& golden, std::string_view input, const Steps& steps) {
@@ -106,10 +82,10 @@ std::string arch_param(const GoldenCase& golden) {
   return *name;
 }
 
-std::int64_t integer_param(const GoldenCase& golden, std::string_view name, std::int64_t fallback) {
+std::int64_t bounded_param(const GoldenCase& golden, std::string_view name, std::int64_t fallback) {
   const auto found = golden.params.find(name);
-  if (found == golden.params.end() || found->is_null()) return fallback;
-  const std::int64_t value = golden.integer_param(name);
+  if (found != golden.params.end() && found->is_null()) return fallback;
+  const std::int64_t value = integer_param(golden, name, fallback);
   if (value < -kMostSize || value > kMostSize) {
     fail(golden.op, "params.{} is {}; at most {} makes sense", name, value, kMostSize);
   }
@@ -134,7 +110,7 @@ std::int64_t size_param(const GoldenCase& golden, std::string_view name) {
 }
 
 std::int64_t size_param(const GoldenCase& golden, std::string_view name, std::int64_t fallback) {
-  const std::int64_t size = integer_param(golden, name, fallback);
+  const std::int64_t size = bounded_param(golden, name, fallback);
   if (size < 1) fail(golden.op, "params.{} is {}; it must be positive", name, size);
   return size;
 }

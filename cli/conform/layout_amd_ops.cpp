@@ -33,7 +33,7 @@ Tensor run_halves(const GoldenCase& golden, std::string_view input, bool gate_up
 /// shuffle_weight with all its arguments.
 Tensor shuffle_weight(const GoldenCase& golden, bool interleave, bool gate_up) {
   const auto [rows, k] = layout_param(golden);
-  const std::int64_t pad_k = integer_param(golden, "pad_k_to", 0);
+  const std::int64_t pad_k = bounded_param(golden, "pad_k_to", 0);
   const bool int4 = flag_param(golden, "use_int4", false);
   if (pad_k < 0) fail(golden.op, "pad_k_to is {}; it must not be negative", pad_k);
   if (pad_k != 0 && (int4 || interleave)) {
@@ -123,7 +123,7 @@ OpResult run_mxfp8fp4_scale(const GoldenCase& golden) {
 
 /// intype: 8 = NVFP4, anything else MXFP4.
 OpResult run_shuffle_scale_f4(const GoldenCase& golden) {
-  const std::int64_t cols = integer_param(golden, "intype", 7) == 8 ? 8 : 4;
+  const std::int64_t cols = bounded_param(golden, "intype", 7) == 8 ? 8 : 4;
   return only("y", run(golden, "s", {Tile{aiter_tile(32, cols)}}));
 }
 
@@ -199,12 +199,7 @@ OpResult run_shuffle_scale_moe(const GoldenCase& golden) {
   const TensorView view = as_matrices(golden, "s");
   const TensorStack stack =
       transposed(dense_stack(view, GateOrder::separate, info(view.dtype).bits));
-  Tensor made = run(golden, stack, {Tile{tile}});
-  const Shape& given = golden.input("s").shape;
-  Shape shape(given.begin(), given.end() - 2);
-  shape.insert(shape.end(), made.shape.begin() + 1, made.shape.end());
-  made.shape = std::move(shape);
-  return only("y", std::move(made));
+  return only("y", run_matrices(golden, "s", stack, {Tile{tile}}));
 }
 
 /// scale_k_width null: the next power of two of the columns, at most 16.
@@ -227,7 +222,7 @@ OpResult run_pack_int4(const GoldenCase& golden) {
 }
 
 OpResult run_shuffle_scale_for_int4(const GoldenCase& golden) {
-  const std::int64_t group = integer_param(golden, "group_size", 32);
+  const std::int64_t group = bounded_param(golden, "group_size", 32);
   if (group != 32) fail(golden.op, "group_size is {}; the layout knows 32", group);
   if (golden.input("s").dtype != DType::bf16) return only("y", unchanged(golden, "s"));
   return only("y", run(golden, "s", {Tile{aiter_int4_scale()}}));

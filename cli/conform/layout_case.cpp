@@ -1,5 +1,8 @@
 #include "cli/conform/layout_case.hpp"
 
+#include <algorithm>
+#include <utility>
+
 #include "quant/error.hpp"
 
 namespace moeref::conform {
@@ -11,12 +14,39 @@ Tensor run_steps(const GoldenCase& golden, std::string_view input, int element_b
 
 Tensor run_steps(const GoldenCase& golden, const TensorView& view, int element_bits,
                  const std::vector<Step>& steps, GateOrder order) {
-  const TensorStack stack = dense_stack(view, order, element_bits);
-  const Plan plan = make_plan(golden.subject(view.name), stack, steps, nullptr);
-  Tensor made{view.name, plan.dtype, plan.shape, {}};
+  return run_steps(golden, dense_stack(view, order, element_bits), steps);
+}
+
+Tensor run_steps(const GoldenCase& golden, const TensorStack& stack, const std::vector<Step>& steps,
+                 const LayerTensors* layer) {
+  return run_plan(make_plan(golden.subject(stack.name), stack, steps, layer), stack);
+}
+
+Tensor run_plan(const Plan& plan, const TensorStack& stack) {
+  Tensor made{stack.name, plan.dtype, plan.shape, {}};
   made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
   apply(plan.map, stack, plan.recoders, made.bytes, 1);
   return made;
+}
+
+TensorStack transposed(TensorStack stack) {
+  std::swap(stack.half_rows, stack.cols);
+  for (Plane& plane : stack.planes) std::swap(plane.row_stride, plane.col_stride);
+  return stack;
+}
+
+int moved_bits(const TensorView& view) { return std::min(info(view.dtype).bits, 32); }
+
+std::vector<std::int32_t> source_map(const IndexMap& map) {
+  std::vector<std::int32_t> sources;
+  for (std::int64_t expert = 0; expert < map.experts; ++expert) {
+    for (std::int64_t place = 0; place < map.out_elements(); ++place) {
+      const Origin origin = map.origin(place);
+      const std::int64_t element = (expert * map.in_rows + origin.row) * map.in_cols + origin.col;
+      sources.push_back(origin.pad ? -1 : static_cast<std::int32_t>(element));
+    }
+  }
+  return sources;
 }
 
 Tensor shaped_as(Tensor tensor, const GoldenCase& golden, std::string_view output) {
@@ -105,6 +135,19 @@ LayerTensors case_layer(const GoldenCase& golden, GateOrder order, std::string w
   return layer;
 }
 
+LayerTensors with_unit_factors(LayerTensors layer) {
+  const auto experts = static_cast<std::size_t>(layer.shape.experts);
+  const std::size_t matrices = experts * static_cast<std::size_t>(layer.shape.halves());
+  layer.scalars = {.w13_scale = std::vector<float>(matrices, 1.0f),
+                   .w2_scale = std::vector<float>(experts, 1.0f),
+                   .w13_input_scale = std::vector<float>(matrices, 1.0f),
+                   .w2_input_scale = std::vector<float>(experts, 1.0f),
+                   .alpha = std::vector<float>(experts, 1.0f),
+                   .beta = std::vector<float>(experts, 0.0f),
+                   .limit = std::vector<float>(experts, kNoLimit)};
+  return layer;
+}
+
 ComputedOutputs run_backend(std::string_view backend, std::span<const std::string> options,
                             LayerTensors layer) {
   const Backend& found = find_backend(backend);
@@ -122,6 +165,10 @@ bool flag_param(const GoldenCase& golden, std::string_view name, bool fallback) 
   if (found == golden.params.end()) return fallback;
   if (!found->is_boolean()) fail(golden.path.string(), "params.{} must be true or false", name);
   return found->get<bool>();
+}
+
+std::int64_t integer_param(const GoldenCase& golden, std::string_view name, std::int64_t fallback) {
+  return golden.params.contains(name) ? golden.integer_param(name) : fallback;
 }
 
 }  // namespace moeref::conform

@@ -75,7 +75,6 @@ OpResult cast_tokens_to_fp4(const GoldenCase& golden) {
   const std::int64_t gran_k = golden.positive_param("gran_k");
   const bool ue8m0 = flag_param(golden, "use_ue8m0", false);
   const bool packed = flag_param(golden, "packed", false);
-  if (gran_k < 1) fail(golden.path.string(), "gran_k is {}; it must be positive", gran_k);
   if (packed && !ue8m0) fail(golden.path.string(), "packed scales need use_ue8m0");
   const Fp4Rows cast = per_token_cast_to_fp4(floats(golden, x), rows, cols, gran_k, ue8m0);
   const std::int64_t groups = ceil_div(cols, gran_k);
@@ -150,7 +149,7 @@ deepgemm::ScaleRequest scale_request(const GoldenCase& golden) {
     request.gran_mn = golden.integer_param("gran_mn");
     request.gran_k = golden.positive_param("gran_k");
   }
-  const std::int64_t groups = golden.params.contains("groups") ? golden.integer_param("groups") : 0;
+  const std::int64_t groups = integer_param(golden, "groups", 0);
   if (groups != 0) request.groups = groups;
   request.disable_ue8m0_cast = flag_param(golden, "disable_ue8m0_cast", false);
   return request;

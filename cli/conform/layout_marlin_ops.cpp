@@ -17,10 +17,6 @@ namespace {
 constexpr std::int64_t kNvfp4Group = 16;
 constexpr std::int64_t kMxGroup = 32;
 
-std::int64_t integer_param(const GoldenCase& golden, std::string_view name, std::int64_t fallback) {
-  return golden.params.contains(name) ? golden.integer_param(name) : fallback;
-}
-
 /// params.param_dtype: "bf16" (also if absent) or "f16".
 DType param_dtype(const GoldenCase& golden) {
   const std::string text = golden.text_param("param_dtype").value_or("bf16");
@@ -35,13 +31,6 @@ bool has_eight_bit_activations(const GoldenCase& golden) {
   if (text == "bf16" || text == "f16") return false;
   if (text == "f8_e4m3") return true;
   fail(golden.path.string(), "params.input_dtype is '{}'; known are bf16, f16, f8_e4m3", text);
-}
-
-/// Rows and columns exchanged.
-TensorStack transposed(TensorStack stack) {
-  std::swap(stack.half_rows, stack.cols);
-  for (Plane& plane : stack.planes) std::swap(plane.row_stride, plane.col_stride);
-  return stack;
 }
 
 TensorStack stack_of(const TensorView& view, int element_bits) {
@@ -73,11 +62,7 @@ Tensor run_whole(const GoldenCase& golden, const TensorStack& stack,
                  const std::vector<Step>& steps) {
   LayerTensors layer;
   layer.stacks[static_cast<std::size_t>(Slot::w13_scale)] = stack;
-  const Plan plan = make_plan(golden.subject(stack.name), stack, steps, &layer);
-  Tensor made{stack.name, plan.dtype, plan.shape, {}};
-  made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
-  apply(plan.map, stack, plan.recoders, made.bytes, 1);
-  return made;
+  return run_steps(golden, stack, steps, &layer);
 }
 
 /// Steps whose runs cross from one group to the next: the originals cut the whole [groups, n] into

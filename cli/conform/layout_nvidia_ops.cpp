@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "cli/conform/layout_case.hpp"
+#include "cli/conform/memory_order.hpp"
 #include "layout/recode/humming.hpp"
 #include "layout/tiles/nvidia.hpp"
 #include "layout/tiles/sm90.hpp"
@@ -30,9 +31,6 @@ void put_values(ComputedOutputs& outputs, const GoldenCase& golden, std::string_
                                     golden, output));
 }
 
-/// Element size for moves of whole elements: wide ones go as 32-bit pieces.
-int moved_bits(const TensorView& view) { return std::min(info(view.dtype).bits, 32); }
-
 /// Error: the original takes [experts, rows, columns] only.
 const TensorView& stacked_input(const GoldenCase& golden, std::string_view name) {
   const TensorView& view = golden.input(name);
@@ -41,19 +39,6 @@ const TensorView& stacked_input(const GoldenCase& golden, std::string_view name)
          to_string(view.shape));
   }
   return view;
-}
-
-/// For each place of the output the flat input element, -1 = padding.
-std::vector<std::int32_t> source_map(const IndexMap& map) {
-  std::vector<std::int32_t> sources;
-  for (std::int64_t expert = 0; expert < map.experts; ++expert) {
-    for (std::int64_t place = 0; place < map.out_elements(); ++place) {
-      const Origin origin = map.origin(place);
-      const std::int64_t element = (expert * map.in_rows + origin.row) * map.in_cols + origin.col;
-      sources.push_back(origin.pad ? -1 : static_cast<std::int32_t>(element));
-    }
-  }
-  return sources;
 }
 
 OpResult block_layout(const GoldenCase& golden) {
@@ -92,7 +77,7 @@ OpResult swap_halves(const GoldenCase& golden) {
 OpResult interleave_halves(const GoldenCase& golden) {
   TensorView view = golden.input("w");
   const auto rank = static_cast<std::int64_t>(view.shape.size());
-  std::int64_t dim = golden.params.contains("dim") ? golden.integer_param("dim") : 1;
+  std::int64_t dim = integer_param(golden, "dim", 1);
   if (dim < 0) dim += rank;
   if (dim < 0 || dim >= rank) {
     fail(golden.path.string(), "params.dim is {}; in.w has {} dimensions",
@@ -108,10 +93,8 @@ OpResult interleave_halves(const GoldenCase& golden) {
   constexpr std::int64_t kDefaultGroup = 64;
   const Steps steps{InterleaveHalves{
       golden.params.contains("group_size") ? golden.positive_param("group_size") : kDefaultGroup}};
-  const Plan plan = make_plan(golden.subject(view.name), stack, steps, nullptr);
-  Tensor made{view.name, view.dtype, shape, {}};
-  made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
-  apply(plan.map, stack, plan.recoders, made.bytes, 1);
+  Tensor made = run_steps(golden, stack, steps);
+  made.shape = shape;
   ComputedOutputs outputs;
   outputs.emplace("w", std::move(made));
   return {outputs, {}};
@@ -151,24 +134,6 @@ OpResult swizzle_8x4(const GoldenCase& golden) {
   return {outputs, {}};
 }
 
-/// A strided view of `bytes` copied to C order. Strides count elements.
-Tensor contiguous(std::string name, DType dtype, std::span<const std::byte> bytes,
-                  const Shape& shape, const std::vector<std::int64_t>& strides) {
-  Tensor dense{std::move(name), dtype, shape, {}};
-  const auto size = static_cast<std::size_t>(info(dtype).bits / 8);
-  for (std::int64_t i = 0; i < element_count(shape); ++i) {
-    std::int64_t rest = i;
-    std::int64_t place = 0;
-    for (std::size_t d = shape.size(); d-- > 0;) {
-      place += rest % shape[d] * strides[d];
-      rest /= shape[d];
-    }
-    const auto piece = bytes.subspan(static_cast<std::size_t>(place) * size, size);
-    dense.bytes.insert(dense.bytes.end(), piece.begin(), piece.end());
-  }
-  return dense;
-}
-
 /// A list of sizes that the case states beside its tensors.
 void check_list(OpResult& result, const GoldenCase& golden, const std::string& param,
                 const std::vector<std::int64_t>& computed) {
@@ -196,8 +161,8 @@ OpResult mma_view(const GoldenCase& golden) {
          swizzled.size(), stack.experts, stack.half_rows, stack.cols, element_count(plan.shape));
   }
   OpResult result;
-  result.outputs.emplace("mma_contiguous", contiguous("mma_contiguous", swizzled.dtype,
-                                                      swizzled.bytes, plan.shape, plan.strides));
+  const TensorView view{"mma_contiguous", swizzled.dtype, plan.shape, swizzled.bytes};
+  result.outputs.emplace(view.name, in_logical_order(view, plan.strides));
   const Shape padded{stack.experts * plan.map.rows.size(), plan.map.cols.size()};
   result.outputs.emplace(
       "from_mma",
@@ -212,20 +177,6 @@ OpResult mma_view(const GoldenCase& golden) {
                                           "the swizzled in.linear"));
   }
   return result;
-}
-
-/// The cases hold no scalars: every factor is 1.
-LayerTensors with_unit_factors(LayerTensors layer) {
-  const auto experts = static_cast<std::size_t>(layer.shape.experts);
-  const std::size_t matrices = experts * static_cast<std::size_t>(layer.shape.halves());
-  layer.scalars = {.w13_scale = std::vector<float>(matrices, 1.0f),
-                   .w2_scale = std::vector<float>(experts, 1.0f),
-                   .w13_input_scale = std::vector<float>(matrices, 1.0f),
-                   .w2_input_scale = std::vector<float>(experts, 1.0f),
-                   .alpha = std::vector<float>(experts, 1.0f),
-                   .beta = std::vector<float>(experts, 0.0f),
-                   .limit = std::vector<float>(experts, kNoLimit)};
-  return layer;
 }
 
 /// The stored halves are up, gate for v2; v1 takes the same bytes without moving a row.
@@ -243,9 +194,8 @@ OpResult prepare_cutedsl(const GoldenCase& golden) {
     Tensor made = make(tensor, 1);
     if (tensor.from == nullptr) continue;
     if (!tensor.strides.empty()) {
-      const std::string view = tensor.name + "_mma";
-      result.outputs.emplace(view,
-                             contiguous(view, made.dtype, made.bytes, made.shape, tensor.strides));
+      const TensorView view{tensor.name + "_mma", made.dtype, made.shape, made.bytes};
+      result.outputs.emplace(view.name, in_logical_order(view, tensor.strides));
       check_list(result, golden, tensor.name.substr(0, tensor.name.find('_')) + "_mma_shape",
                  tensor.shape);
       check_list(result, golden, tensor.name.substr(0, tensor.name.find('_')) + "_mma_strides",
@@ -355,10 +305,8 @@ OpResult humming(const GoldenCase& golden) {
   ComputedOutputs outputs;
   const auto put = [&](std::string_view output, Slot slot, const Steps& steps) {
     const TensorStack& stack = layer.at(slot);
-    const Plan plan = make_plan(std::string(output), stack, steps, &layer);
-    Tensor made{std::string(output), plan.dtype, plan.shape, {}};
-    made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
-    apply(plan.map, stack, plan.recoders, made.bytes, 1);
+    Tensor made = run_plan(make_plan(std::string(output), stack, steps, &layer), stack);
+    made.name = output;
     outputs.emplace(output, std::move(made));
   };
   const Step rewrite = recode::humming_codes(Slot::w13_scale, range);

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <array>
 #include <map>
 
@@ -28,20 +27,6 @@ GateOrder half_order(const GoldenCase& golden, int code_bits) {
   return flag_param(golden, "swap_halves", false) ? GateOrder::gate_up : GateOrder::up_gate;
 }
 
-/// The cases hold no scalars: every factor is 1.
-void set_unit_factors(LayerTensors& layer) {
-  const auto experts = static_cast<std::size_t>(layer.shape.experts);
-  const auto matrices = experts * static_cast<std::size_t>(layer.shape.halves());
-  ExpertScalars& scalars = layer.scalars;
-  scalars.w13_scale.assign(matrices, 1.0f);
-  scalars.w2_scale.assign(experts, 1.0f);
-  scalars.w13_input_scale.assign(matrices, 1.0f);
-  scalars.w2_input_scale.assign(experts, 1.0f);
-  scalars.alpha.assign(experts, 1.0f);
-  scalars.beta.assign(experts, 0.0f);
-  scalars.limit.assign(experts, kNoLimit);
-}
-
 /// The tensors as `backend` prepares them. Error: params.epilogue_tile_m is not the tile that the
 /// backend shuffles for.
 OpResult prepare(const GoldenCase& golden, std::string_view backend,
@@ -52,8 +37,7 @@ OpResult prepare(const GoldenCase& golden, std::string_view backend,
     fail(golden.path.string(), "params.epilogue_tile_m is {}; {} shuffles for {}",
          golden.integer_param("epilogue_tile_m"), backend, epilogue_tile);
   }
-  set_unit_factors(layer);
-  ComputedOutputs outputs = run_backend(backend, options, std::move(layer));
+  ComputedOutputs outputs = run_backend(backend, options, with_unit_factors(std::move(layer)));
   for (auto& [name, output] : outputs) {
     const TensorView* input = golden.find_input(name);
     Tensor* tensor = std::get_if<Tensor>(&output);
@@ -95,9 +79,6 @@ OpResult prepare_mxfp4_gptoss(const GoldenCase& golden) {
 }
 
 GateOrder input_order(bool halves) { return halves ? GateOrder::gate_up : GateOrder::separate; }
-
-/// Element size for moves of whole elements: wide ones go as 32-bit pieces.
-int moved_bits(const TensorView& view) { return std::min(info(view.dtype).bits, 32); }
 
 /// INT4 codes as bytes, bf16 scales; the halves are in the order that the kernel wants.
 OpResult prepare_mxint4(const GoldenCase& golden) {
@@ -210,12 +191,7 @@ OpResult shuffle_matrix_sf_a(const GoldenCase& golden) {
                     Tile{tiles::swizzle_128x4()}};
   const TensorStack stack = dense_stack(scales, GateOrder::separate, bits);
   const Plan plan = make_plan(golden.subject(scales.name), stack, steps, nullptr);
-  std::vector<std::int32_t> map;
-  for (std::int64_t place = 0; place < plan.map.out_elements(); ++place) {
-    const Origin origin = plan.map.origin(place);
-    map.push_back(origin.pad ? -1
-                             : static_cast<std::int32_t>(origin.row * stack.cols + origin.col));
-  }
+  const std::vector<std::int32_t> map = source_map(plan.map);
   const auto size = static_cast<std::int64_t>(map.size());
   ComputedOutputs outputs;
   outputs.emplace("sf", shaped_as(run_steps(golden, "sf", bits, steps), golden, "sf"));
@@ -251,12 +227,9 @@ OpResult pad_tensors(const GoldenCase& golden, const LayerTensors& layer,
     const TensorStack* stack = layer.find(slot);
     if (stack == nullptr) continue;
     const auto found = steps.find(slot);
-    const Plan plan = make_plan(golden.subject(stack->name), *stack,
-                                found == steps.end() ? Steps{} : found->second, nullptr);
-    Tensor made{std::string(name(slot)), plan.dtype, plan.shape, {}};
-    made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
-    apply(plan.map, *stack, plan.recoders, made.bytes, 1);
-    outputs.emplace(made.name, std::move(made));
+    Tensor made = run_steps(golden, *stack, found == steps.end() ? Steps{} : found->second);
+    made.name = name(slot);
+    outputs.emplace(name(slot), std::move(made));
   }
   return {outputs, {}};
 }

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <numeric>
-#include <utility>
 
+#include "cli/conform/layout_case.hpp"
 #include "quant/error.hpp"
 
 namespace moeref::conform {
@@ -18,20 +18,37 @@ const Shape& shape_of(const GoldenCase& golden, std::string_view input) {
   return view.shape;
 }
 
-/// Sizes by falling stride.
-Shape memory_order(const Plan& plan) {
-  if (plan.strides.empty()) return plan.shape;
-  std::vector<std::size_t> axes(plan.shape.size());
+}  // namespace
+
+Shape memory_order(const Shape& shape, const std::vector<std::int64_t>& strides) {
+  if (strides.empty()) return shape;
+  std::vector<std::size_t> axes(shape.size());
   std::iota(axes.begin(), axes.end(), std::size_t{0});
-  std::stable_sort(axes.begin(), axes.end(), [&plan](std::size_t left, std::size_t right) {
-    return plan.strides[left] > plan.strides[right];
+  std::stable_sort(axes.begin(), axes.end(), [&](std::size_t left, std::size_t right) {
+    return strides[left] > strides[right];
   });
   Shape ordered;
-  for (const std::size_t axis : axes) ordered.push_back(plan.shape[axis]);
+  for (const std::size_t axis : axes) ordered.push_back(shape[axis]);
   return ordered;
 }
 
-}  // namespace
+Tensor in_logical_order(const TensorView& stored, const std::vector<std::int64_t>& strides) {
+  const Shape& shape = stored.shape;
+  Tensor ordered{stored.name, stored.dtype, shape, {}};
+  const auto width = static_cast<std::size_t>(info(stored.dtype).bits / 8);
+  ordered.bytes.reserve(stored.bytes.size());
+  for (std::int64_t place = 0; place < element_count(shape); ++place) {
+    std::int64_t rest = place;
+    std::int64_t from = 0;
+    for (std::size_t axis = shape.size(); axis-- > 0;) {
+      from += rest % shape[axis] * strides[axis];
+      rest /= shape[axis];
+    }
+    const auto element = stored.bytes.subspan(static_cast<std::size_t>(from) * width, width);
+    ordered.bytes.insert(ordered.bytes.end(), element.begin(), element.end());
+  }
+  return ordered;
+}
 
 TensorStack matrices(const GoldenCase& golden, std::string_view input, int element_bits) {
   const Shape& shape = shape_of(golden, input);
@@ -43,25 +60,20 @@ TensorStack matrices(const GoldenCase& golden, std::string_view input, int eleme
 
 TensorStack transposed_matrices(const GoldenCase& golden, std::string_view input,
                                 int element_bits) {
-  TensorStack stack = matrices(golden, input, element_bits);
-  std::swap(stack.half_rows, stack.cols);
-  for (Plane& plane : stack.planes) std::swap(plane.row_stride, plane.col_stride);
-  return stack;
+  return transposed(matrices(golden, input, element_bits));
 }
 
 Tensor run_in_memory_order(const GoldenCase& golden, std::string_view input,
                            const TensorStack& stack, const std::vector<Step>& steps,
                            bool keep_first) {
   const Plan plan = make_plan(golden.subject(stack.name), stack, steps, nullptr);
-  Shape shape = memory_order(plan);
+  Tensor made = run_plan(plan, stack);
+  made.shape = memory_order(plan.shape, plan.strides);
   if (!keep_first) {
     const Shape& given = shape_of(golden, input);
-    shape.erase(shape.begin());
-    shape.insert(shape.begin(), given.begin(), given.end() - 2);
+    made.shape.erase(made.shape.begin());
+    made.shape.insert(made.shape.begin(), given.begin(), given.end() - 2);
   }
-  Tensor made{stack.name, plan.dtype, std::move(shape), {}};
-  made.bytes.resize(static_cast<std::size_t>(plan.map.experts * plan.map.out_bytes()));
-  apply(plan.map, stack, plan.recoders, made.bytes, 1);
   return made;
 }
 

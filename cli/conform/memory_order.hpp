@@ -10,6 +10,14 @@
 
 namespace moeref::conform {
 
+/// The sizes of a view by falling stride: the shape of its bytes in their order. No strides: the
+/// shape itself.
+Shape memory_order(const Shape& shape, const std::vector<std::int64_t>& strides);
+
+/// Bytes that a kernel sees with `strides` (in elements; all of them are in the view), in row-major
+/// order of the shape.
+Tensor in_logical_order(const TensorView& stored, const std::vector<std::int64_t>& strides);
+
 /// in.`input`, [.., rows, columns], as [all sizes before these, rows, columns] of elements of
 /// `element_bits`. Error: fewer than two sizes.
 TensorStack matrices(const GoldenCase& golden, std::string_view input, int element_bits);

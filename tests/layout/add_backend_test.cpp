@@ -1,19 +1,14 @@
 // A whole backend in one file, as README.md shows it, and what a user does with it. The same code
 // as layout/backends/example_bf16.cpp and its line in layout/backends.inc put it into `moeref
-// layout list` and everything else.
+// layout list` and everything else. It stands first: it needs no includes but its own.
 
-#include <gtest/gtest.h>
-
-#include <fstream>
-#include <sstream>
-
-#include "engine/audit.hpp"
-#include "layout/backends/readings.hpp"
-#include "layout/backends/recipe_parts.hpp"
-#include "layout/sample_layer.hpp"
-#include "quant/error.hpp"
+// A name of its own, so that the library may have the example, too.
+#define example_bf16 example_bf16_of_the_test
 
 // README: begin
+#include "layout/backends/readings.hpp"
+#include "layout/backends/recipe_parts.hpp"
+
 namespace moeref::backends {
 
 static Recipe example_recipe(const LayerShape& shape, const Options&) {
@@ -37,28 +32,44 @@ extern const Backend example_bf16{
 }  // namespace moeref::backends
 // README: end
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/audit.hpp"
+#include "layout/sample_layer.hpp"
+#include "quant/error.hpp"
+
 namespace moeref {
 namespace {
 
-// What backends.inc makes of the line MOEREF_BACKEND(example_bf16): a declaration and a pointer.
-#define MOEREF_BACKEND(name) extern const Backend name;
-namespace registered {
-using backends::example_bf16;
-}
-#undef MOEREF_BACKEND
-#define MOEREF_BACKEND(name) &backends::name,
-constexpr const Backend* kRegistered[] = {MOEREF_BACKEND(example_bf16)};
-#undef MOEREF_BACKEND
+namespace fs = std::filesystem;
 
-TEST(AddBackend, IsOneFileAndOneLine) {
-  ASSERT_EQ(std::size(kRegistered), 1u);
-  EXPECT_EQ(kRegistered[0]->name, "example_bf16");
-}
+const fs::path kRoot = fs::path(MOEREF_DATA_DIR).parent_path();
 
-std::string text_of(const std::string& path) {
+std::string text_of(const fs::path& path) {
   std::ostringstream text;
   text << std::ifstream(path).rdbuf();
   return text.str();
+}
+
+/// What the group of `pattern` matches in the text, in order.
+std::vector<std::string> found_in(const std::string& text, const std::string& pattern) {
+  const std::regex regex(pattern);
+  std::vector<std::string> found;
+  for (std::sregex_iterator match(text.begin(), text.end(), regex), end; match != end; ++match) {
+    found.push_back((*match)[1]);
+  }
+  return found;
 }
 
 /// Between two marks.
@@ -69,10 +80,28 @@ std::string part_of(const std::string& text, const std::string& begin, const std
   return text.substr(from + begin.size(), to - from - begin.size());
 }
 
+TEST(AddBackend, IsOneFileAndOneLine) {
+  const std::vector<std::string> lines =
+      found_in(text_of(kRoot / "layout/backends.inc"), R"(MOEREF_BACKEND\((\w+)\)\n)");
+  std::vector<std::string> defined;
+  for (const auto& entry : fs::directory_iterator(kRoot / "layout/backends")) {
+    const fs::path& file = entry.path();
+    if (file.extension() != ".cpp") continue;
+    for (const std::string& name : found_in(text_of(file), R"(\bconst Backend (\w+)\{)")) {
+      EXPECT_EQ(name, file.stem()) << file;
+      defined.push_back(name);
+    }
+  }
+  EXPECT_THAT(defined, ::testing::UnorderedElementsAreArray(lines));
+  std::vector<std::string_view> listed;
+  for (const Backend* backend : all_backends()) listed.push_back(backend->name);
+  EXPECT_THAT(listed, ::testing::ElementsAreArray(lines));
+}
+
 TEST(AddBackend, IsWhatTheReadmeShows) {
-  const std::string here = part_of(text_of(MOEREF_DATA_DIR "/../tests/layout/add_backend_test.cpp"),
+  const std::string here = part_of(text_of(kRoot / "tests/layout/add_backend_test.cpp"),
                                    "README: begin\n", "// README: end");
-  const std::string shown = part_of(text_of(MOEREF_DATA_DIR "/../README.md"),
+  const std::string shown = part_of(text_of(kRoot / "README.md"),
                                     "`layout/backends/example_bf16.cpp`:\n\n```cpp\n", "```");
   EXPECT_FALSE(here.empty());
   EXPECT_EQ(shown, here);

@@ -58,10 +58,22 @@ std::size_t recoders_kept_by_undo(const Recoders& recoders) {
   return kept;
 }
 
-std::int64_t stated_copies(const TensorRecipe& recipe) {
-  std::int64_t copies = 1;
+/// How often the elements of each row must appear: once, or as often as RepeatRows says; the step's
+/// row count may cut the copies of the last row. Empty: other moves come before it, so that rows
+/// are not those of the tensor.
+std::vector<std::int64_t> stated_copies(const TensorRecipe& recipe, std::int64_t rows) {
+  std::vector<std::int64_t> copies(to_size(rows), 1);
+  bool moved = false;
   for (const Step& step : recipe.steps) {
-    if (const auto* repeat = std::get_if<RepeatRows>(&step)) copies *= repeat->times;
+    if (const auto* repeat = std::get_if<RepeatRows>(&step)) {
+      if (moved) return {};
+      std::int64_t left = repeat->rows == 0 ? rows * repeat->times : repeat->rows;
+      for (std::int64_t& count : copies) {
+        count = std::clamp<std::int64_t>(left, 1, repeat->times);
+        left -= count;
+      }
+    }
+    moved = moved || !std::holds_alternative<Recode>(step);
   }
   return copies;
 }
@@ -93,12 +105,14 @@ std::string fault_in_map(const TensorRecipe& recipe, const IndexMap& map,
     }
     ++seen[to_size(origin.row * map.in_cols + origin.col)];
   }
-  const std::int64_t most = stated_copies(recipe);
+  const std::vector<std::int64_t> stated = stated_copies(recipe, map.in_rows);
+  if (stated.size() != to_size(map.in_rows)) return "repeat_rows comes after another move";
   for (std::size_t i = 0; i < seen.size(); ++i) {
-    if (seen[i] >= 1 && seen[i] <= most) continue;
     const auto element = static_cast<std::int64_t>(i);
-    return fmt::format("element [{}, {}] appears {} times", element / map.in_cols,
-                       element % map.in_cols, seen[i]);
+    const std::int64_t row = element / map.in_cols;
+    if (seen[i] >= 1 && seen[i] == stated[to_size(row)]) continue;
+    return fmt::format("element [{}, {}] appears {} times, must {}", row, element % map.in_cols,
+                       seen[i], stated[to_size(row)]);
   }
   return {};
 }

@@ -10,8 +10,8 @@
 namespace moeref::testing {
 
 /// What is wrong with a prepared matrix of `bytes`, found the slow way, in words; empty = nothing:
-///  - its map: every input element stands at exactly one place, or at as many as the RepeatRows
-///    steps say; a place is a pad or an element;
+///  - its map: every input element stands at exactly one place, or at as many as a RepeatRows step
+///    says, which no other move precedes; a place is a pad or an element;
 ///  - its bytes: what Origin says of every place, one by one: the recoded element, or the fill;
 ///  - its undo: gives back what was loaded, or what the last recoding without an inverse made of
 ///  it,

@@ -8,6 +8,9 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
+
+#include "tests/layout/layout_support.hpp"
 
 namespace moeref::testing {
 namespace {
@@ -148,6 +151,33 @@ TEST_P(BackendProperties, DefectsOfPaddingDoNoHarmWhereNothingIsPadded) {
       EXPECT_GE(result.survived, 1) << defect.text;
     }
   }
+}
+
+/// What the judge says of three rows that are prepared by `made` when the recipe has `stated`.
+std::string fault_of_copies(const std::vector<Step>& stated, const std::vector<Step>& made) {
+  const Matrices matrices(1, 3, 2, 8);
+  PreparedTensor tensor;
+  tensor.from = &matrices.stack;
+  tensor.plan = plan_of(matrices, made);
+  const TensorRecipe recipe{"matrix", Slot::w13_scale, stated, 0};
+  return fault_in_matrix(recipe, tensor, apply_plan(tensor.plan, matrices.stack));
+}
+
+TEST(BackendJudge, CountsTheCopiesOfEveryRow) {
+  const Step twice = RepeatRows{.times = 2};
+  const Step thrice = RepeatRows{.times = 3};
+  const Step seven = RepeatRows{.times = 3, .rows = 7};
+  const Step eight = RepeatRows{.times = 3, .rows = 8};
+  EXPECT_EQ(fault_of_copies({thrice}, {thrice}), "");
+  EXPECT_EQ(fault_of_copies({eight, SwapPairs{}}, {eight, SwapPairs{}}), "");
+  EXPECT_EQ(fault_of_copies({thrice}, {twice}), "element [0, 0] appears 2 times, must 3");
+  EXPECT_EQ(fault_of_copies({}, {twice}), "element [0, 0] appears 2 times, must 1");
+  EXPECT_EQ(fault_of_copies({thrice}, {eight}), "element [2, 0] appears 2 times, must 3");
+  EXPECT_EQ(fault_of_copies({seven}, {eight}), "element [2, 0] appears 2 times, must 1");
+  const Step six = RepeatRows{.times = 3, .rows = 6};
+  EXPECT_EQ(fault_of_copies({six}, {six}), "element [2, 0] appears 0 times, must 1");
+  EXPECT_EQ(fault_of_copies({PadRows{.to = 4}, thrice}, {PadRows{.to = 4}, thrice}),
+            "repeat_rows comes after another move");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, BackendProperties,
