@@ -125,6 +125,8 @@ struct Backend {
   std::string_view family;
   std::string_view summary;               ///< one line
   std::vector<std::string_view> formats;  ///< weight formats it takes
+  /// An option `swiglu` with another value than as_model lets layers pass whose activation the
+  /// kernel does not compute.
   std::vector<OptionInfo> options = {};
   std::vector<AlignmentRule> rules = {};
   /// How a tensor-parallel rank's part is cut; null = LoaderKind::even.

@@ -195,6 +195,28 @@ ScalarValues planned_scalars(const PreparedLayer& prepared) {
   return scalars;
 }
 
+void check_activation(const PreparedLayer& prepared) {
+  if (!prepared.source->shape.gated) return;
+  const KernelReading& kernel = prepared.recipe.kernel;
+  const ExpertScalars& source = prepared.source->scalars;
+  const ScalarValues scalars = planned_scalars(prepared);
+  const auto compare = [&](std::string_view name, const ScalarReader& reader,
+                           const std::vector<float>& model) {
+    const std::vector<float> applied = read_numbers(reader, scalars, model);
+    for (std::size_t e = 0; e < model.size(); ++e) {
+      if (applied[e] == model[e]) continue;
+      fail(prepared.backend->name,
+           "{} of the activation is {} for local expert {} of {}, the kernel computes with {}; "
+           "choose another backend",
+           name, model[e], e, prepared.source->shape.model, applied[e]);
+    }
+  };
+  compare("alpha", kernel.alpha, source.alpha);
+  compare("beta", kernel.beta, source.beta);
+  if (!kernel.limit_is_folded) compare("limit", kernel.limit, source.limit);
+  check_up_limit(prepared, scalars, read_numbers(kernel.limit, scalars, source.limit));
+}
+
 MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made, int threads) {
   const simd::DefaultFloatEnvironment environment;
   check_reading(prepared);

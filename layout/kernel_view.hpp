@@ -36,5 +36,8 @@ KernelFactor kernel_factor(const KernelReading& reading, const ScalarValues& sca
                            ExpertPart part, std::int64_t expert);
 /// The prepared scalars as planned.
 ScalarValues planned_scalars(const PreparedLayer& prepared);
+/// Error (names the backend): a gated layer whose alpha, beta or limit is not what the kernel
+/// applies. A limit that is folded counts as right.
+void check_activation(const PreparedLayer& prepared);
 
 }  // namespace moeref

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "layout/kernel_view.hpp"
 #include "quant/error.hpp"
 #include "simd/float_environment.hpp"
 
@@ -52,6 +53,10 @@ void plan_all(PreparedLayer& prepared) {
   for (const ScalarRecipe& recipe : prepared.recipe.scalars) {
     PreparedTensor scalar = plan_scalar(recipe, *prepared.source);
     if (!scalar.values.empty()) prepared.tensors.push_back(std::move(scalar));
+  }
+  const auto swiglu = prepared.options.values().find("swiglu");
+  if (swiglu == prepared.options.values().end() || swiglu->second == "as_model") {
+    check_activation(prepared);
   }
 }
 

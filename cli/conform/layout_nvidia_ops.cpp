@@ -185,7 +185,7 @@ OpResult prepare_cutedsl(const GoldenCase& golden) {
   const auto prepared = [&](std::string_view backend, GateOrder order) {
     const Backend& found = find_backend(backend);
     return plan_tensors(
-        found, parse_options(found, {}),
+        found, parse_options(found, std::vector<std::string>{"swiglu=dropped_upstream"}),
         with_unit_factors(case_layer(golden, gated ? order : GateOrder::none, "nvfp4", kFp4Bits)));
   };
   OpResult result;

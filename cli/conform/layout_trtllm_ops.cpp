@@ -48,28 +48,30 @@ OpResult prepare(const GoldenCase& golden, std::string_view backend,
 }
 
 OpResult prepare_nvfp4(const GoldenCase& golden) {
-  return prepare(golden, "flashinfer_trtllm_nvfp4", {"align=1"},
+  return prepare(golden, "flashinfer_trtllm_nvfp4", {"align=1", "swiglu=gate_limit_upstream"},
                  case_layer(golden, half_order(golden, 4), "nvfp4", 4));
 }
 
 OpResult prepare_mxfp8(const GoldenCase& golden) {
-  return prepare(golden, "flashinfer_trtllm_mxfp8", {"align=1"},
+  return prepare(golden, "flashinfer_trtllm_mxfp8", {"align=1", "swiglu=dropped_upstream"},
                  case_layer(golden, half_order(golden, 8), "mxfp8", 8));
 }
 
 OpResult prepare_fp8_per_tensor(const GoldenCase& golden) {
-  return prepare(golden, "flashinfer_trtllm_fp8", {"align=1", "requantize=off"},
+  return prepare(golden, "flashinfer_trtllm_fp8",
+                 {"align=1", "requantize=off", "swiglu=dropped_upstream"},
                  case_layer(golden, half_order(golden, 8), "fp8_tensor", 8));
 }
 
 OpResult prepare_deepseek_fp8(const GoldenCase& golden) {
   constexpr std::int64_t kBlockEpilogueTile = 64;
-  return prepare(golden, "flashinfer_trtllm_fp8_block", {"layout=block_major_k"},
+  return prepare(golden, "flashinfer_trtllm_fp8_block",
+                 {"layout=block_major_k", "swiglu=dropped_upstream"},
                  case_layer(golden, half_order(golden, 8), "fp8_block", 8), kBlockEpilogueTile);
 }
 
 OpResult prepare_bf16(const GoldenCase& golden) {
-  return prepare(golden, "flashinfer_trtllm_bf16", {"align=1"},
+  return prepare(golden, "flashinfer_trtllm_bf16", {"align=1", "swiglu=dropped_upstream"},
                  case_layer(golden, half_order(golden, 16), "bf16", 16));
 }
 

@@ -64,7 +64,7 @@ Recipe recipe(const LayerShape& shape, const Options&) {
   recipe.kernel.down_factor = factor("w2_alpha");
   recipe.kernel.input_scale_13 = reciprocal("w13_input_scale_quant");
   recipe.kernel.input_scale_2 = reciprocal("w2_input_scale_quant");
-  recipe.notes = {"activation: silu without parameters; a limit of the model is not applied",
+  recipe.notes = {"activation: silu without parameters",
                   "DeepEP low latency dispatch, masked grouped GEMM"};
   if (shape.gated) recipe.notes.emplace_back("gate's global scale also serves up");
   return recipe;
@@ -77,7 +77,7 @@ const Backend flashinfer_cutedsl_v1{
     .family = "FlashInfer CuteDSL",
     .summary = "NVFP4, masked grouped GEMM behind DeepEP, SM100",
     .formats = {"nvfp4", "nvfp4_ct"},
-    .options = {},
+    .options = {swiglu_option()},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 16"},
               {"intermediate", 64, "gated", "2 intermediate rows in scale tiles of 128 rows"},
               {"intermediate", kBlock, "not gated",

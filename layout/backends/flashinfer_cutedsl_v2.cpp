@@ -68,7 +68,7 @@ Recipe recipe(const LayerShape& shape, const Options&) {
   recipe.kernel.down_factor = factor("w2_alpha");
   recipe.kernel.input_scale_13 = reciprocal("input_scale");
   recipe.kernel.input_scale_2 = reciprocal("fc2_input_scale");
-  recipe.notes = {"activation: silu without parameters; a limit of the model is not applied"};
+  recipe.notes = {"activation: silu without parameters"};
   if (shape.gated) recipe.notes.emplace_back("gate's global scale also serves up");
   return recipe;
 }
@@ -80,7 +80,7 @@ const Backend flashinfer_cutedsl_v2{
     .family = "FlashInfer CuteDSL",
     .summary = "NVFP4, standard dispatch (CuteDslMoEWrapper), SM100",
     .formats = {"nvfp4", "nvfp4_ct"},
-    .options = {},
+    .options = {swiglu_option()},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 16"},
               {"intermediate", kInterleave, "gated", "up and gate alternate in blocks of 64 rows"},
               {"intermediate", kBlock, "not gated",

@@ -1,4 +1,5 @@
 #include "layout/backends/readings.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
 #include "layout/tiles/nvidia.hpp"
 
@@ -29,7 +30,8 @@ const Backend flashinfer_trtllm_bf16{
     .family = "FlashInfer TRTLLM-Gen",
     .summary = "BF16 weights in blocks of 128 bytes of K, SM100",
     .formats = {"bf16"},
-    .options = {trtllm::loader_option(), trtllm::pad_option(), trtllm::align_option()},
+    .options = {trtllm::loader_option(), trtllm::pad_option(), trtllm::align_option(),
+                swiglu_option()},
     .rules = {{"hidden", 64, "", "blocks of 128 bytes of K (BlockMajorK), whole 32-row shuffles"}},
     .loader = trtllm::loader,
     .recipe = recipe,

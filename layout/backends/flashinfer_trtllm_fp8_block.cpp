@@ -1,4 +1,5 @@
 #include "layout/backends/readings.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
 #include "layout/recode/clamp_scales.hpp"
 #include "layout/recode/ue8m0.hpp"
@@ -46,7 +47,8 @@ const Backend flashinfer_trtllm_fp8_block{
                  {"major_k", "block_major_k"},
                  "major_k: rows as they are (SGLang); block_major_k: shuffled, K in blocks (vLLM)"},
                 trtllm::loader_option(),
-                recode::clamp_scales_option()},
+                recode::clamp_scales_option(),
+                swiglu_option()},
     .rules = {{"hidden", kBlock, "", "FlashInfer checks scale shapes of exactly / 128"},
               {"intermediate", kBlock, "", "FlashInfer checks intermediate_size % 128 == 0"}},
     .loader = trtllm::loader,

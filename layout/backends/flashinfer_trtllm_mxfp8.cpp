@@ -1,4 +1,5 @@
 #include "layout/backends/readings.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
 
 namespace moeref::backends {
@@ -27,7 +28,8 @@ const Backend flashinfer_trtllm_mxfp8{
     .family = "FlashInfer TRTLLM-Gen",
     .summary = "MXFP8 weights and activations, SM100",
     .formats = {"mxfp8"},
-    .options = {trtllm::loader_option(), trtllm::pad_option(), trtllm::align_option()},
+    .options = {trtllm::loader_option(), trtllm::pad_option(), trtllm::align_option(),
+                swiglu_option()},
     .rules = {{"hidden", 128, "", "the scale tiles have 128 rows and 4 columns of 32"}},
     .loader = trtllm::loader,
     .recipe = recipe,

@@ -243,7 +243,11 @@ const Backend flashinfer_trtllm_nvfp4{
                 {"hidden", {"as_is", "to_256"}, "to_256: pads hidden to a multiple of 256 (vLLM)"},
                 {"activation",
                  {"static", "per_token"},
-                 "per_token: activation scales are made per token, the stored ones are not used"}},
+                 "per_token: activation scales are made per token, the stored ones are not used"},
+                {"swiglu",
+                 {"as_model", "gate_limit_upstream"},
+                 "gate_limit_upstream: up is clamped in units of gate, though its global scale "
+                 "differs"}},
     .rules = {{"hidden", 16, "", "scale blocks of 16 columns"}},
     .loader = trtllm::loader,
     .recipe = recipe,

@@ -126,6 +126,12 @@ ScalarReader parameter(std::string name, const LayerShape& shape, float absent) 
   };
 }
 
+OptionInfo swiglu_option() {
+  return {"swiglu",
+          {"as_model", "dropped_upstream"},
+          "dropped_upstream: parameters of the activation that the kernel has not are left out"};
+}
+
 void read_swiglu(KernelReading& kernel, const LayerShape& shape) {
   kernel.alpha = parameter("swiglu_alpha", shape, 1.0f);
   kernel.beta = parameter("swiglu_beta", shape, 0.0f);

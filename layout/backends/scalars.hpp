@@ -43,6 +43,9 @@ ScalarReader constant(float value);
 /// A parameter of the activation that is passed under `name`, as one number, one for each expert of
 /// the rank or one for each of the model; `absent` if it is not passed.
 ScalarReader parameter(std::string name, const LayerShape& shape, float absent);
+/// swiglu=as_model: a layer whose activation the kernel does not compute is refused;
+/// dropped_upstream: it is prepared, as frameworks do without a word.
+OptionInfo swiglu_option();
 /// swiglu_alpha, swiglu_beta, swiglu_limit as far as they are passed, else those of SiLU.
 void read_swiglu(KernelReading& kernel, const LayerShape& shape);
 
