@@ -12,6 +12,7 @@
 namespace moeref::backends {
 
 static Recipe example_recipe(const LayerShape& shape, const Options&) {
+  refuse_biases(shape, "example_bf16");
   const std::int64_t padded = round_up(shape.stride, 64);
   const Steps shuffle{ShuffleRows{128}};
   const Steps w13{SwapHalves{}, PadHalves{.to = padded}};
@@ -48,6 +49,7 @@ extern const Backend example_bf16{
 #include "engine/audit.hpp"
 #include "layout/sample_layer.hpp"
 #include "quant/error.hpp"
+#include "tests/layout/backend_properties.hpp"
 
 namespace moeref {
 namespace {
@@ -133,6 +135,15 @@ TEST(AddBackend, KeepsTheFunctionOfTheLayer) {
       EXPECT_GT(report.outputs, 0);
     }
   }
+}
+
+TEST(AddBackend, HasThePropertiesOfEveryBackend) {
+  const Backend& backend = backends::example_bf16;
+  const testing::ZooResult result = testing::walk_zoo(
+      backend, {}, testing::layout_zoo(backend.formats, testing::ZooSize::usual), true);
+  EXPECT_EQ(result.fault, "");
+  EXPECT_EQ(result.breakage, "");
+  EXPECT_GE(result.accepted, 10) << "rejected " << result.rejected;
 }
 
 TEST(AddBackend, SaysWhichRuleALayerBreaks) {
