@@ -154,27 +154,34 @@ std::vector<SampleShape> break_candidates(const Backend& backend) {
 }
 
 /// The report of the first kind of activation that the backend accepts: SiLU, SiLU with a limit,
-/// GPT-OSS with biases.
+/// GPT-OSS with biases. `try_all`: of the first that does not survive, if there is one.
 std::optional<Break> audit_any(const Backend& backend, const Options& options, SampleShape shape,
-                               int threads) {
+                               bool try_all, int threads) {
+  std::optional<Break> first;
   for (const auto& [bias, limit] :
        {std::pair{false, kNoLimit}, std::pair{false, 10.0f}, std::pair{true, kNoLimit}}) {
     shape.bias = bias;
     shape.limit = limit;
     try {
-      return Break{shape, audit(backend, options, sample_layer(shape), Shard{}, threads)};
+      Break tried{shape, audit(backend, options, sample_layer(shape), Shard{}, threads)};
+      if (!try_all || !tried.report.survives) return tried;
+      if (!first) first = std::move(tried);
     } catch (const Error&) {
       // The backend's rules exclude this layer.
     }
   }
-  return std::nullopt;
+  return first;
 }
 
 }  // namespace
 
 std::optional<Break> smallest_break(const Backend& backend, const Options& options, int threads) {
+  constexpr std::int64_t kManyWeights = 64 * 1024;  // some reach the limit of the activation
+  bool tried_all = false;
   for (const SampleShape& shape : break_candidates(backend)) {
-    std::optional<Break> tried = audit_any(backend, options, shape, threads);
+    const bool many = shape.gated && shape.hidden * shape.intermediate >= kManyWeights;
+    std::optional<Break> tried = audit_any(backend, options, shape, many && !tried_all, threads);
+    tried_all = tried_all || (tried && many);
     if (tried && !tried->report.survives) return tried;
   }
   return std::nullopt;

@@ -111,7 +111,8 @@ const Backend kFaulty{
                  {"none", "order", "whole_upstream", "w2_rows", "scale_order", "bias", "limit",
                   "size", "code_w13_upstream", "code_w2_upstream"},
                  "what goes wrong"},
-                {"row", {"N", "0"}, "of the wrong code"}},
+                {"row", {"N", "0"}, "of the wrong code"},
+                backends::swiglu_option()},
     .rules = {{"hidden", 32, "", "the shuffle"}},
     .loader = padded_loader,
     .recipe = faulty_recipe,
@@ -119,7 +120,7 @@ const Backend kFaulty{
 
 AuditReport audit_fault(const std::string& fault, const SampleShape& shape,
                         const Shard& rank = {}) {
-  const std::vector<std::string> texts{"fault=" + fault};
+  const std::vector<std::string> texts{"fault=" + fault, "swiglu=dropped_upstream"};
   return audit(kFaulty, parse_options(kFaulty, texts), sample_layer(shape), rank, 1);
 }
 

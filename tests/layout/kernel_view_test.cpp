@@ -101,7 +101,8 @@ struct Prepared {
 };
 
 Prepared prepare(const MoeLayer& layer, const Shard& rank = {}) {
-  Prepared prepared{plan_layer(kBackend, Options{}, layer, rank), {}};
+  Prepared prepared{plan_layer(kBackend, Options({{"swiglu", "dropped_upstream"}}), layer, rank),
+                    {}};
   for (const PreparedTensor& each : prepared.layer.tensors) {
     prepared.made.push_back(make(each, 1));
   }
@@ -205,9 +206,9 @@ TEST_F(KernelView, TakesThePreparedActivationInPlaceOfTheStoredOne) {
   shape.experts = 4;
   const MoeLayer layer = sample_layer(shape);
   const Shard second_half{.ep_rank = 1, .ep_size = 2};
-  change.scalars = {scalar("swiglu_alpha", {1.0f, 2.0f}),            // of this rank
+  change.scalars = {scalar("swiglu_alpha", {1.0f, 2.0f}),             // of this rank
                     scalar("swiglu_beta", {3.0f, 4.0f, 5.0f, 6.0f}),  // of the whole layer
-                    scalar("swiglu_limit", {9.0f})};                 // one for all
+                    scalar("swiglu_limit", {9.0f})};                  // one for all
   const Prepared prepared = prepare(layer, second_half);
   const MoeLayer read = kernel_layer(prepared.layer, prepared.made);
   EXPECT_EQ(read.activation.alphas, (std::vector<float>{1.0f, 2.0f}));
