@@ -218,10 +218,10 @@ TEST(TrtllmNvfp4, FailsWhereTheHelpersAlignmentDoes) {
                    sample_layer({.hidden = 128, .intermediate = rows, .weight_format = "nvfp4"}));
   };
   EXPECT_THAT(failure(48, {"loader=unpadded", "align=1"}),
-              HasSubstr("flashinfer_trtllm_nvfp4: the number of w13 rows is 96, it must be a "
-                        "multiple of 128"));
+              HasSubstr("flashinfer_trtllm_nvfp4: padded intermediate is 48, it must be a "
+                        "multiple of 64 when gated"));
   EXPECT_THAT(failure(80, {"loader=unpadded", "pad=whole_upstream"}),
-              HasSubstr("the number of w13 rows is 160"));
+              HasSubstr("padded intermediate is 80, it must be a multiple of 64"));
   EXPECT_EQ(failure(80, {"loader=unpadded"}), "no error");
   EXPECT_THAT(message("flashinfer_trtllm_nvfp4", {},
                       sample_layer({.hidden = 96, .weight_format = "nvfp4"})),
@@ -232,7 +232,7 @@ TEST(TrtllmMxfp8, NeedsWholeScaleTiles) {
   const MoeLayer layer =
       sample_layer({.hidden = 128, .intermediate = 64, .weight_format = "mxfp8"});
   EXPECT_THAT(message("flashinfer_trtllm_mxfp8", {"loader=unpadded", "align=1"}, layer),
-              AllOf(HasSubstr("the padded intermediate is 64, it must be a multiple of 128"),
+              AllOf(HasSubstr("padded intermediate is 64, it must be a multiple of 128"),
                     HasSubstr("4 columns")));
 }
 
