@@ -23,6 +23,15 @@ std::string rule_text(const AlignmentRule& rule) {
                      rule.when);
 }
 
+/// What a layer needs with the default options, whose padding leads to whatever the kernel wants.
+std::vector<std::string> default_rules(const Backend& backend) {
+  std::vector<std::string> texts;
+  for (const AlignmentRule& rule : rules_for(backend, parse_options(backend, {}))) {
+    if (!rule.size.starts_with("padded")) texts.push_back(rule_text(rule));
+  }
+  return texts;
+}
+
 std::string value_text(const OptionInfo& option) {
   if (option.values.size() >= 2 && option.values[0] == "N") return "an integer";
   return fmt::format("{}", fmt::join(option.values, " | "));
@@ -62,8 +71,7 @@ void print_table() {
     }
     fmt::print("  {:{}} {}\n", backend->name, kName,
                wrapped(std::string(backend->summary), kIndent));
-    std::vector<std::string> rules;
-    for (const AlignmentRule& rule : backend->rules) rules.push_back(rule_text(rule));
+    const std::vector<std::string> rules = default_rules(*backend);
     std::string facts = fmt::format("takes {}", fmt::join(backend->formats, ", "));
     if (!rules.empty()) facts += fmt::format("; needs {}", fmt::join(rules, ", "));
     fmt::print("{}{}\n", std::string(kIndent, ' '), wrapped(facts, kIndent));
@@ -109,11 +117,11 @@ struct Sample {
   std::vector<std::string> with_bias;  ///< tensors that only a layer with biases has
 };
 
-std::int64_t multiple_of(const Backend& backend, std::string_view size, bool gated) {
+std::int64_t multiple_of(std::span<const AlignmentRule> rules, std::string_view size,
+                         const LayerShape& shape) {
   std::int64_t multiple = 32;
-  for (const AlignmentRule& rule : backend.rules) {
-    const bool applies = rule.when.empty() || (rule.when == "gated") == gated;
-    if (rule.size == size && applies) multiple = std::lcm(multiple, rule.multiple);
+  for (const AlignmentRule& rule : rules) {
+    if (rule.size == size && applies(rule, shape)) multiple = std::lcm(multiple, rule.multiple);
   }
   return multiple;
 }
@@ -133,21 +141,22 @@ std::optional<Sample> sample_of(const Backend& backend, std::string_view format,
                                 const Options& options, std::string& refusal) {
   constexpr std::array<std::pair<std::int64_t, std::int64_t>, 4> kSizes{
       {{2880, 2880}, {4096, 1536}, {7168, 2048}, {4096, 4096}}};
+  const std::vector<AlignmentRule> rules = rules_for(backend, options);
   for (const auto& [hidden, intermediate] : kSizes) {
-    const auto rounded = [&](std::int64_t size, std::string_view what) {
-      const std::int64_t multiple = multiple_of(backend, what, gated);
-      return ceil_div(size, multiple) * multiple;
-    };
     Sample sample;
     sample.weight_format = format;
     LayerShape& shape = sample.shape;
     shape.model = "a sample layer";
     shape.weight_format = format;
-    shape.experts = shape.total_experts = multiple_of(backend, "experts", gated);
+    shape.gated = gated;
+    const auto rounded = [&](std::int64_t size, std::string_view what) {
+      const std::int64_t multiple = multiple_of(rules, what, shape);
+      return ceil_div(size, multiple) * multiple;
+    };
+    shape.experts = shape.total_experts = multiple_of(rules, "experts", shape);
     shape.hidden = rounded(hidden, "hidden");
     shape.intermediate = shape.stride = shape.full_intermediate =
         rounded(intermediate, "intermediate");
-    shape.gated = gated;
     const auto plain = try_recipe(backend, shape, options, refusal);
     shape.bias = true;
     std::string no_bias;
@@ -246,6 +255,7 @@ std::vector<Sample> samples_of(const Backend& backend, const Options& options,
 
 void print_options(const Backend& backend) {
   constexpr std::size_t kIndent = 28;
+  constexpr std::size_t kRule = 35;
   if (!backend.options.empty()) fmt::print("\nOptions (the first value is the default)\n");
   for (const OptionInfo& option : backend.options) {
     fmt::print(
@@ -255,7 +265,9 @@ void print_options(const Backend& backend) {
   }
   if (!backend.rules.empty()) fmt::print("\nRules\n");
   for (const AlignmentRule& rule : backend.rules) {
-    fmt::print("    {:35} {}\n", rule_text(rule), wrapped(std::string(rule.reason), 40));
+    const std::string text = rule_text(rule);
+    const std::string gap = text.size() <= kRule ? "" : fmt::format("\n{:{}}", "", kRule + 4);
+    fmt::print("    {:{}}{} {}\n", text, kRule, gap, wrapped(std::string(rule.reason), kRule + 5));
   }
 }
 

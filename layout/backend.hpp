@@ -110,13 +110,17 @@ struct Recipe {
       {};  ///< facts for the user: "gate's global scale also serves up"
 };
 
-/// A size that must be a multiple, checked before anything else.
+/// A size that must be a multiple. A backend refuses no size that its rules do not name, so that
+/// what `layout list` shows is what make_recipe checks.
 struct AlignmentRule {
-  /// "hidden", "intermediate" (the rows that the loader gives every rank), "experts" (of the rank)
+  /// "hidden", "intermediate" (the rows that the loader gives every rank), "experts" (of the rank);
+  /// "padded hidden", "padded intermediate": of KernelReading, where options choose the padding.
   std::string_view size;
   std::int64_t multiple;
-  std::string_view when;    ///< "", "gated", "not gated"
-  std::string_view reason;  ///< who needs it: "FlashInfer binding: 128-bit loads"
+  /// "" = always; else words joined by " and ", all of which must hold: "gated", "not gated", a
+  /// weight format, "option=value", "option!=value".
+  std::string when;
+  std::string_view reason;  ///< who needs it, and what helps: "FlashInfer binding: 128-bit loads"
 };
 
 /// A weight-preparation pipeline. One file in layout/backends/, one line in backends.inc.
@@ -131,8 +135,8 @@ struct Backend {
   std::vector<AlignmentRule> rules = {};
   /// How a tensor-parallel rank's part is cut; null = LoaderKind::even.
   Loader (*loader)(const LayerShape& whole, const Options& options) = nullptr;
-  /// The steps for a loaded shape that fits `formats` and `rules`. Error: conditions that rules
-  /// cannot say.
+  /// The steps for a loaded shape that fits `formats` and `rules` (those about padded sizes aside).
+  /// Error: conditions that are no size's.
   Recipe (*recipe)(const LayerShape& shape, const Options& options) = nullptr;
 };
 
@@ -149,7 +153,12 @@ const Backend& find_backend(std::string_view name);
 
 /// The defaults, overridden by "key=value" texts. Error: unknown key or value; lists them.
 Options parse_options(const Backend& backend, std::span<const std::string> texts);
-/// Checks format, gating and alignment rules, then gives the steps. Error: one line with the rule.
+/// The rules that these options leave; of `when` the words about the layer. Error: a size or word
+/// that the backend does not have.
+std::vector<AlignmentRule> rules_for(const Backend& backend, const Options& options);
+/// Whether a rule of rules_for is one for this layer.
+bool applies(const AlignmentRule& rule, const LayerShape& shape);
+/// Checks format and alignment rules and gives the steps. Error: one line with the rule.
 Recipe make_recipe(const Backend& backend, const LayerShape& shape, const Options& options);
 
 }  // namespace moeref

@@ -2,12 +2,10 @@
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/tiles/nvidia.hpp"
-#include "quant/error.hpp"
 
 namespace moeref::backends {
 namespace {
 
-constexpr std::string_view kName = "flashinfer_cutlass_mxfp8";
 constexpr std::int64_t kBlock = 32;
 constexpr std::int64_t kTile = 128;
 
@@ -24,12 +22,6 @@ cutlass::Padding padding_of(const LayerShape& shape) {
   if (is_fp4(shape)) {
     return cutlass::pad_to(round_up(shape.stride, kTile), round_up(shape.hidden, kTile),
                            cutlass::Halves::swapped);
-  }
-  if (shape.gated && shape.stride % kTile != 0) {
-    fail(kName,
-         "intermediate is {}, it must be a multiple of {} for gated MXFP8: the kernel reads the "
-         "scale tiles of gate from row {} on",
-         shape.stride, kTile, round_up(shape.stride, kTile));
   }
   return cutlass::pad_to(shape.stride, shape.hidden, cutlass::Halves::swapped);
 }
@@ -57,13 +49,15 @@ Recipe recipe(const LayerShape& shape, const Options&) {
 /// Source: flashinfer@fb28d7242 flashinfer_cutlass_fused_moe_binding.cu; MXFP4: vllm@001eda31
 /// fused_moe/oracle/mxfp4.py
 const Backend flashinfer_cutlass_mxfp8{
-    .name = kName,
+    .name = "flashinfer_cutlass_mxfp8",
     .family = "FlashInfer CUTLASS",
     .summary = "MXFP8 or MXFP4 weights, MXFP8 activations, SM100 and later",
     .formats = {"mxfp8", "mxfp4"},
     .options = {},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 32"},
-              {"intermediate", kBlock, "", "whole scale blocks of 32"}},
+              {"intermediate", kBlock, "", "whole scale blocks of 32"},
+              {"intermediate", kTile, "gated and mxfp8",
+               "the kernel reads gate's scales from a whole tile of 128 rows on"}},
     .loader = loader,
     .recipe = recipe,
 };

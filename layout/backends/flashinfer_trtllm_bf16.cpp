@@ -32,7 +32,10 @@ const Backend flashinfer_trtllm_bf16{
     .formats = {"bf16"},
     .options = {trtllm::loader_option(), trtllm::pad_option(), trtllm::align_option(),
                 swiglu_option()},
-    .rules = {{"hidden", 64, "", "blocks of 128 bytes of K (BlockMajorK), whole 32-row shuffles"}},
+    .rules = {{"hidden", kBlock, "",
+               "blocks of 128 bytes of K (BlockMajorK), whole 32-row shuffles"},
+              {"padded intermediate", kBlock, "",
+               "blocks of 128 bytes of w2's K, whole 32-row shuffles; choose another align"}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

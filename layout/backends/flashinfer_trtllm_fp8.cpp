@@ -9,6 +9,8 @@ namespace moeref::backends {
 namespace {
 
 constexpr std::string_view kName = "flashinfer_trtllm_fp8";
+constexpr std::string_view kRowShuffle =
+    "the row shuffle moves blocks of 32 rows of w13; choose another align";
 
 /// The scale of both halves of w13 of each expert.
 std::vector<float> w13_scale(const ExpertScalars& scalars, const LayerShape& shape,
@@ -126,7 +128,9 @@ const Backend flashinfer_trtllm_fp8{
                  {"max", "off"},
                  "max: gate and up to their larger scale; off: they must have one scale"},
                 swiglu_option()},
-    .rules = {{"hidden", 32, "", "the row shuffle moves blocks of 32 rows of w2"}},
+    .rules = {{"hidden", 32, "", "the row shuffle moves blocks of 32 rows of w2"},
+              {"padded intermediate", 16, "gated", kRowShuffle},
+              {"padded intermediate", 32, "not gated", kRowShuffle}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

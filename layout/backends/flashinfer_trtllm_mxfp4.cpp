@@ -4,7 +4,6 @@
 namespace moeref::backends {
 namespace {
 
-constexpr std::string_view kName = "flashinfer_trtllm_mxfp4";
 constexpr std::int64_t kBlock = 32;
 
 /// GPT-OSS checkpoints are cut in whole scale blocks. Source: sglang models/gpt_oss.py
@@ -17,7 +16,6 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const std::int64_t align = options.integer("align");
   const trtllm::Padding padding =
       trtllm::pad_halves(shape, align == 0 ? 1 : align, align == 0 ? 1 : align);
-  trtllm::check_scale_tiles(kName, shape, padding, kBlock);
   Recipe recipe;
   recipe.tensors = trtllm::block_scaled_tensors(padding);
   if (shape.bias) {
@@ -43,7 +41,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 /// Source: sglang@bafa16ec quantization/mxfp4.py Mxfp4MoEMethod.process_weights_after_loading,
 /// vllm@001eda31 fused_moe/oracle/mxfp4.py.
 const Backend flashinfer_trtllm_mxfp4{
-    .name = kName,
+    .name = "flashinfer_trtllm_mxfp4",
     .family = "FlashInfer TRTLLM-Gen",
     .summary = "MXFP4 weights with biases (GPT-OSS), SM100",
     .formats = {"mxfp4"},
@@ -51,7 +49,10 @@ const Backend flashinfer_trtllm_mxfp4{
                 {"arrays",
                  {"local", "global"},
                  "swiglu arrays of the rank's experts, or of all experts of the layer"}},
-    .rules = {},
+    .rules = {{"hidden", kBlock, "", "a scale of w13 stands for 32 columns"},
+              {"intermediate", kBlock, "", "a scale of w2 stands for 32 columns"},
+              {"padded hidden", 4 * kBlock, "", trtllm::kAlignToScaleTiles},
+              {"padded intermediate", 4 * kBlock, "", trtllm::kAlignToScaleTiles}},
     .loader = loader,
     .recipe = recipe,
 };

@@ -43,8 +43,6 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   // Only the padded loader pads; without it the shuffle of scales needs whole tiles of rows.
   const bool padded = options.is("loader", "padded");
   trtllm::Padding padding = trtllm::pad_halves(shape, padded ? 4 * kBlock : 1, 1);
-  trtllm::check_multiple(kName, "the number of w13 rows", 2 * padding.intermediate, 128,
-                         "the scale shuffle needs whole tiles of 128 rows; choose loader=padded");
   if (options.is("reorder", "off")) padding.w13.push_back(without_reorder(padding.intermediate));
   Recipe recipe;
   recipe.tensors = trtllm::block_scaled_tensors(padding);
@@ -80,7 +78,9 @@ const Backend flashinfer_trtllm_mxfp4_dsv4{
                 {"reorder",
                  {"on", "off"},
                  "off: an environment switch leaves out the alternation"}},
-    .rules = {{"hidden", 128, "", "the scale tiles have 128 rows and 4 columns of 32"}},
+    .rules = {{"hidden", 128, "", "the scale tiles have 128 rows and 4 columns of 32"},
+              {"intermediate", 64, "loader=unpadded",
+               "the scale shuffle needs whole tiles of 128 rows of w13; choose loader=padded"}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

@@ -11,7 +11,6 @@ constexpr std::int64_t kBlock = 32;
 Recipe recipe(const LayerShape& shape, const Options& options) {
   refuse_biases(shape, kName);
   const trtllm::Padding padding = trtllm::pad_by_options(shape, options, 4 * kBlock, 1);
-  trtllm::check_scale_tiles(kName, shape, padding, kBlock);
   Recipe recipe;
   recipe.tensors = trtllm::block_scaled_tensors(padding);
   recipe.kernel = trtllm::reading(shape, padding, Format::e4m3, Format::e8m0, 1, kBlock);
@@ -30,7 +29,8 @@ const Backend flashinfer_trtllm_mxfp8{
     .formats = {"mxfp8"},
     .options = {trtllm::loader_option(), trtllm::pad_option(), trtllm::align_option(),
                 swiglu_option()},
-    .rules = {{"hidden", 128, "", "the scale tiles have 128 rows and 4 columns of 32"}},
+    .rules = {{"hidden", 4 * kBlock, "", trtllm::kScaleTiles},
+              {"padded intermediate", 4 * kBlock, "", trtllm::kAlignToScaleTiles}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

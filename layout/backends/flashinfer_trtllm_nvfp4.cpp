@@ -203,7 +203,6 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   // 2 P rows in scale tiles of 128 rows; vLLM's later alignment.
   const trtllm::Padding padding =
       trtllm::pad_by_options(shape, options, shape.gated ? 64 : 128, hidden);
-  trtllm::check_scale_tiles(kName, shape, padding, kBlock);
   Recipe recipe;
   recipe.tensors = trtllm::block_scaled_tensors(padding);
   if (shape.bias) {
@@ -248,7 +247,11 @@ const Backend flashinfer_trtllm_nvfp4{
                  {"as_model", "gate_limit_upstream"},
                  "gate_limit_upstream: up is clamped in units of gate, though its global scale "
                  "differs"}},
-    .rules = {{"hidden", 16, "", "scale blocks of 16 columns"}},
+    .rules = {{"hidden", kBlock, "hidden=to_256", "scale blocks of 16 columns"},
+              {"hidden", 128, "hidden=as_is",
+               "the scale tiles have 128 rows of w2 and are not padded; hidden=to_256 pads"},
+              {"padded intermediate", 64, "gated", trtllm::kAlignToScaleTiles},
+              {"padded intermediate", 128, "not gated", trtllm::kAlignToScaleTiles}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

@@ -54,18 +54,7 @@ TensorRecipe scales(std::string name, Slot slot, const LayerShape& shape, const 
                  Tile{tiles::marlin_group_major()}});
 }
 
-void check_blocks(const LayerShape& shape) {
-  if (!is_blocked(shape)) return;
-  const auto check = [](std::string_view what, std::int64_t size) {
-    marlin::need_multiple(kName, what, size, kBlock,
-                          "the kernel reads whole groups of K, and a half of w13 ends at a block");
-  };
-  check("hidden", shape.hidden);
-  check("intermediate", shape.intermediate);
-}
-
 Recipe recipe(const LayerShape& shape, const Options& options) {
-  check_blocks(shape);
   const DType params = marlin::params(options);
   const bool requantizes = is_per_tensor(shape) && options.is("w13_scales", "max_requantize");
   const Steps codes_before = requantizes ? Steps{recode::max_requantize_w13()} : Steps{};
@@ -110,7 +99,10 @@ const Backend marlin_fp8{
                  "per tensor: each half keeps its scale, or both are requantized to the larger"}},
     .rules = {{"hidden", 64, "", "rows of w2: the repack takes tiles of 64"},
               {"intermediate", 32, "gated", "rows of w13: the repack takes tiles of 64"},
-              {"intermediate", 64, "not gated", "rows of w13: the repack takes tiles of 64"}},
+              {"intermediate", 64, "not gated", "rows of w13: the repack takes tiles of 64"},
+              {"hidden", kBlock, "fp8_block", "the kernel reads whole groups of K"},
+              {"intermediate", kBlock, "fp8_block",
+               "the kernel reads whole groups of K, and a half of w13 ends at a block"}},
     .recipe = recipe,
 };
 

@@ -47,23 +47,10 @@ TensorRecipe scales(std::string name, Slot slot, Steps pad, std::int64_t k, cons
                 Steps{recode::marlin_e8m0(slot, DType::bf16, chosen.added())} + pad, kernel);
 }
 
-void check_sizes(const LayerShape& shape, std::int64_t rows, const Choice& chosen) {
-  const std::int64_t tile = chosen.fp8_activations ? 32 : 64;
-  marlin::need_multiple(kName, "rows of w13", rows * shape.halves(), tile,
-                        "the repack takes whole tiles; use pad=sglang");
-  marlin::need_multiple(kName, "intermediate", rows, kBlock,
-                        "columns of w2 have scale blocks of 32; use pad=sglang");
-  if (!chosen.pairs) return;
-  constexpr std::string_view kPairs = "scales=v1 pairs the scale groups of K";
-  marlin::need_multiple(kName, "hidden", shape.hidden, 2 * kBlock, kPairs);
-  marlin::need_multiple(kName, "intermediate", rows, 2 * kBlock, kPairs);
-}
-
 Recipe recipe(const LayerShape& shape, const Options& options) {
   marlin::need_bf16(kName, options);
   const Choice chosen = choice(options);
   const std::int64_t rows = padded_rows(shape, options);
-  check_sizes(shape, rows, chosen);
   const bool fp8 = chosen.fp8_activations;
   // Upstream pads before it adds: the pads of scales hold the sum.
   const auto scale_fill = static_cast<std::byte>(chosen.added());
@@ -108,7 +95,12 @@ const Backend marlin_mxfp4{
                  {"16bit", "fp8"},
                  "fp8: other tiles, scale exponents plus 6 (vLLM)"},
                 {"scales", {"current", "v1"}, "v1: pairs of groups, kernels of 2025"}},
-    .rules = {{"hidden", 64, "", "rows of w2: the repack takes tiles of 64"}},
+    .rules = {{"hidden", 64, "", "rows of w2: the repack takes tiles of 64"},
+              {"intermediate", kBlock, "", "columns of w2 have scale blocks of 32"},
+              {"intermediate", 64, "not gated and pad=none and activations=16bit",
+               "rows of w13: the repack takes tiles of 64; use pad=sglang"},
+              {"intermediate", 2 * kBlock, "pad=none and scales=v1",
+               "scales=v1 pairs the scale groups of K; use pad=sglang"}},
     .loader = loader,
     .recipe = recipe,
 };

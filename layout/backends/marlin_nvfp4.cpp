@@ -41,19 +41,12 @@ Sizes whole_upstream(const LayerShape& shape) {
   return {half, w2_rows, {PadRows{.to = rows}}, {PadRows{.to = w2_rows}, PadCols{.to = half}}};
 }
 
-/// Rows of a half that keep gate and up apart.
+/// Rows of a half that keep gate and up apart. Where no framework pads, the rules ask for whole
+/// tiles.
 std::int64_t padded_rows(const LayerShape& shape, const Options& options) {
-  const std::int64_t multiple = kTileRows / shape.halves();
-  if (options.is("pad", "per_half")) return round_up(shape.stride, multiple);
-  if (!shape.gated && options.is("mode", "vllm")) return round_up(shape.stride, kTileRows);
-  if (!shape.gated && options.is("mode", "sglang")) return round_up(shape.stride, 128);
-  marlin::need_multiple(
-      kName, "intermediate", shape.stride, multiple,
-      shape.gated
-          ? "vLLM pads gate and up as one and mixes them, SGLang does not pad; pad=per_half "
-            "keeps the function, pad=whole_upstream gives vLLM's bytes"
-          : "kernels of 2025 are not padded; pad=per_half pads");
-  return shape.stride;
+  if (options.is("pad", "per_half")) return round_up(shape.stride, kTileRows / shape.halves());
+  if (shape.gated || options.is("mode", "v1")) return shape.stride;
+  return round_up(shape.stride, options.is("mode", "sglang") ? 128 : kTileRows);
 }
 
 Sizes sizes(const LayerShape& shape, const Options& options) {
@@ -63,9 +56,6 @@ Sizes sizes(const LayerShape& shape, const Options& options) {
     }
     return whole_upstream(shape);
   }
-  marlin::need_multiple(kName, "hidden", shape.hidden, kTileRows,
-                        "rows of w2; vLLM pads them but calls the kernel with the model's width "
-                        "(pad=whole_upstream gives those bytes)");
   const std::int64_t half = padded_rows(shape, options);
   return {half, shape.hidden, {PadHalves{.to = half}}, {PadCols{.to = half}}};
 }
@@ -109,13 +99,6 @@ ScalarRecipe global_scale(std::string name, Slot scales, std::vector<float> Expe
           }};
 }
 
-void check_pairs(const LayerShape& shape, const Sizes& padded, const Options& options) {
-  if (mode(options) != MarlinScales::v1) return;
-  constexpr std::string_view kPairs = "mode=v1 pairs the scale groups of K";
-  marlin::need_multiple(kName, "hidden", shape.hidden, 2 * kBlock, kPairs);
-  marlin::need_multiple(kName, "intermediate", padded.intermediate, 2 * kBlock, kPairs);
-}
-
 /// The factor that the kernel multiplies the sums by, with what it leaves in the codes.
 std::function<float(const ScalarValues&, std::int64_t)> factor(std::string name, float unbiased) {
   return [name = std::move(name), unbiased](const ScalarValues& values, std::int64_t expert) {
@@ -138,7 +121,6 @@ KernelReading reading(const LayerShape& shape, const Sizes& padded, DType params
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
   const Sizes padded = sizes(shape, options);
-  check_pairs(shape, padded, options);
   const DType params = marlin::params(options);
   Recipe recipe;
   recipe.tensors = {
@@ -184,8 +166,16 @@ const Backend marlin_nvfp4{
                 {"pad",
                  {"framework", "per_half", "whole_upstream"},
                  "framework: as mode does, refused where halves would mix; whole_upstream: mixed"}},
-    .rules = {{"hidden", kBlock, "", "the repack takes K in tiles of 16"},
-              {"intermediate", kBlock, "", "the repack takes K of w2 in tiles of 16"}},
+    .rules = {{"hidden", kBlock, "pad=whole_upstream", "the repack takes K in tiles of 16"},
+              {"hidden", kTileRows, "pad!=whole_upstream",
+               "rows of w2; vLLM pads them but calls the kernel with the model's width "
+               "(pad=whole_upstream gives those bytes)"},
+              {"intermediate", kBlock, "", "the repack takes K of w2 in tiles of 16"},
+              {"intermediate", kTileRows / 2, "gated and pad=framework",
+               "vLLM pads gate and up as one and mixes them, SGLang does not pad; pad=per_half "
+               "keeps the function, pad=whole_upstream gives vLLM's bytes"},
+              {"intermediate", kTileRows, "not gated and pad=framework and mode=v1",
+               "kernels of 2025 are not padded; pad=per_half pads"}},
     .recipe = recipe,
 };
 

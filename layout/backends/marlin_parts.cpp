@@ -23,12 +23,6 @@ void need_bf16(std::string_view backend, const Options& options) {
        "loses scales below 2^-24 and above 2^15; use params=bf16");
 }
 
-void need_multiple(std::string_view backend, std::string_view what, std::int64_t size,
-                   std::int64_t multiple, std::string_view reason) {
-  if (size % multiple == 0) return;
-  fail(backend, "{} is {}, it must be a multiple of {}: {}", what, size, multiple, reason);
-}
-
 TensorRecipe codes(std::string name, Slot slot, Steps framework, int bits,
                    bool eight_bit_activations) {
   return tensor(std::move(name), slot, std::move(framework),

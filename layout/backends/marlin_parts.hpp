@@ -18,10 +18,6 @@ DType params(const Options& options);
 /// Source: vLLM marlin dequant.h dequant_fp8_scales<nv_bfloat162, kFE8M0fnu>
 void need_bf16(std::string_view backend, const Options& options);
 
-/// Error (names the backend): `size` that is not a multiple.
-void need_multiple(std::string_view backend, std::string_view what, std::int64_t size,
-                   std::int64_t multiple, std::string_view reason);
-
 /// A weight's codes as Marlin words.
 TensorRecipe codes(std::string name, Slot slot, Steps framework, int bits,
                    bool eight_bit_activations = false);

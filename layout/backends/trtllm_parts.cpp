@@ -67,28 +67,6 @@ Padding pad_by_options(const LayerShape& shape, const Options& options, std::int
 Steps w13_rows() { return {InterleaveHalves{1}, ShuffleRows{kEpilogueTile}}; }
 Steps w2_rows() { return {ShuffleRows{kEpilogueTile}}; }
 
-void check_multiple(std::string_view backend, std::string_view what, std::int64_t size,
-                    std::int64_t multiple, std::string_view reason) {
-  if (size % multiple == 0) return;
-  fail(backend, "{} is {}, it must be a multiple of {}: {}", what, size, multiple, reason);
-}
-
-void check_scale_tiles(std::string_view backend, const LayerShape& shape, const Padding& padding,
-                       std::int64_t block) {
-  constexpr std::int64_t kTileRows = 128;
-  constexpr std::int64_t kTileCols = 4;
-  constexpr std::string_view kRows =
-      "the scale shuffle needs whole tiles of 128 rows; choose another align";
-  constexpr std::string_view kCols =
-      "the scale tiles have 4 columns and are not padded; choose another align";
-  check_multiple(backend, "the number of w13 rows", shape.halves() * padding.intermediate,
-                 kTileRows, kRows);
-  check_multiple(backend, "hidden", padding.hidden, std::max(kTileRows, kTileCols * block),
-                 "the scale tiles have 128 rows and 4 columns and are not padded");
-  check_multiple(backend, "the padded intermediate", padding.intermediate, kTileCols * block,
-                 kCols);
-}
-
 KernelReading reading(const LayerShape& shape, const Padding& padding, Format codes) {
   KernelReading kernel;
   kernel.order = up_first(shape);

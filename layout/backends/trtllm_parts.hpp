@@ -41,15 +41,14 @@ Padding pad_by_options(const LayerShape& shape, const Options& options, std::int
 Steps w13_rows();
 Steps w2_rows();
 
-/// Error (names the backend): block scales of `block` columns whose 128 x 4 tiles would be padded.
-/// Callers see the swizzled bytes as [rows, columns] again, which works only without padding.
+/// Reasons of rules about block scales: callers see the swizzled bytes as [rows, columns] again,
+/// which works only without padding.
 /// Source: flashinfer@fb28d7242 utils.py get_shuffle_matrix_sf_a_row_indices, vllm@01b817db
 /// flashinfer_fp4_moe.py prepare_static_weights_for_trtllm_fp4_moe.
-void check_scale_tiles(std::string_view backend, const LayerShape& shape, const Padding& padding,
-                       std::int64_t block);
-/// Error (names the backend): `size` that is not a multiple.
-void check_multiple(std::string_view backend, std::string_view what, std::int64_t size,
-                    std::int64_t multiple, std::string_view reason);
+inline constexpr std::string_view kScaleTiles =
+    "the scale tiles have 128 rows and 4 columns and are not padded";
+inline constexpr std::string_view kAlignToScaleTiles =
+    "the scale tiles have 128 rows and 4 columns and are not padded; choose another align";
 
 /// First half of the rows linear (up), second gate. Source: flashinfer@fb28d7242 fused_moe/core.py,
 /// trtllm_fused_moe_dev_kernel.cu.

@@ -50,6 +50,23 @@ TEST(LayoutList, TellsOptionsRulesStepsAndFormulas) {
   EXPECT_EQ(tensor["steps"][0]["kind"], "move");
 }
 
+TEST(LayoutList, TellsWhatTheDefaultOptionsNeed) {
+  std::istringstream words(moeref_with("layout list").out);
+  std::string table;
+  for (std::string word; words >> word;) table += word + " ";
+  for (const char* needs :
+       {"takes nvfp4, nvfp4_ct; needs hidden % 128 flashinfer_trtllm_mxfp4 ",
+        "takes mxfp4; needs hidden % 32, intermediate % 32 flashinfer_trtllm_mxfp4_dsv4 ",
+        "needs hidden % 64, intermediate % 16, intermediate % 32 if gated marlin_fp8 ",
+        "hidden % 128 if fp8_block, intermediate % 128 if fp8_block marlin_mxfp8 ",
+        "intermediate % 128 if gated and mxfp8 flashinfer_cutlass_fp8_block "}) {
+    EXPECT_NE(table.find(needs), std::string::npos) << needs << "\n" << table;
+  }
+  const Outcome one = moeref_with("layout list " + kTrtllm);
+  EXPECT_NE(one.out.find("hidden % 128 if hidden=as_is"), std::string::npos) << one.out;
+  EXPECT_NE(one.out.find("padded intermediate % 64 if gated"), std::string::npos) << one.out;
+}
+
 TEST(LayoutList, ShowsARecipeOfEveryBackend) {
   const json backends = json_of("layout list")["backends"];
   for (const json& backend : backends) {

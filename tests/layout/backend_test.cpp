@@ -2,6 +2,7 @@
 
 #include "layout/backend.hpp"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "quant/error.hpp"
+#include "quant/tensor.hpp"
 #include "tests/support/error_of.hpp"
 
 namespace moeref {
@@ -18,7 +20,13 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-Recipe nothing(const LayerShape&, const Options&) { return {}; }
+/// Rows padded to the option's multiple.
+Recipe padded(const LayerShape& shape, const Options& options) {
+  const std::int64_t align = options.integer("align");
+  Recipe recipe;
+  recipe.kernel.intermediate = ceil_div(shape.stride, align) * align;
+  return recipe;
+}
 
 Backend sample_backend() {
   return {.name = "sample",
@@ -29,8 +37,11 @@ Backend sample_backend() {
           .rules = {{"hidden", 64, "", "reason A"},
                     {"intermediate", 32, "gated", "reason B"},
                     {"intermediate", 128, "not gated", "reason C"},
-                    {"experts", 2, "", "reason D"}},
-          .recipe = nothing};
+                    {"experts", 2, "", "reason D"},
+                    {"hidden", 256, "gated and mode=two and mxfp4", "reason E"},
+                    {"hidden", 512, "mode!=one", "reason F"},
+                    {"padded intermediate", 16, "", "reason G"}},
+          .recipe = padded};
 }
 
 LayerShape sample_shape() {
@@ -49,9 +60,9 @@ std::string option_message(const std::string& text) {
   return error_of([&] { parse_options(sample_backend(), texts); });
 }
 
-std::string rule_message(const LayerShape& shape) {
+std::string rule_message(const LayerShape& shape, const std::vector<std::string>& options = {}) {
   const Backend backend = sample_backend();
-  return error_of([&] { make_recipe(backend, shape, parse_options(backend, {})); });
+  return error_of([&] { make_recipe(backend, shape, parse_options(backend, options)); });
 }
 
 TEST(Backends, HaveEachNameOnceAndSayWhatTheyAre) {
@@ -67,6 +78,7 @@ TEST(Backends, HaveEachNameOnceAndSayWhatTheyAre) {
       EXPECT_FALSE(rule.reason.empty()) << backend->name;
       EXPECT_GE(rule.multiple, 1) << backend->name;
     }
+    EXPECT_EQ(error_of([&] { rules_for(*backend, parse_options(*backend, {})); }), "no error");
     for (const OptionInfo& option : backend->options) {
       EXPECT_GE(option.values.size(), 2u) << backend->name << " " << option.name;
       EXPECT_FALSE(option.summary.empty()) << backend->name << " " << option.name;
@@ -138,6 +150,59 @@ TEST(MakeRecipe, ChecksTheRowsThatTheLoaderGives) {
   shape.gated = false;
   EXPECT_EQ(rule_message(shape),
             "sample: intermediate is 40, it must be a multiple of 128 when not gated: reason C");
+}
+
+TEST(MakeRecipe, ChecksRulesThatOptionsChoose) {
+  LayerShape shape = sample_shape();
+  shape.weight_format = "mxfp4";
+  EXPECT_EQ(rule_message(shape), "no error");
+  EXPECT_EQ(rule_message(shape, {"mode=two"}),
+            "sample: hidden is 128, it must be a multiple of 256 when gated and mxfp4: reason E");
+  shape.weight_format = "nvfp4";
+  EXPECT_EQ(rule_message(shape, {"mode=two"}),
+            "sample: hidden is 128, it must be a multiple of 512: reason F");
+  shape.hidden = 512;
+  EXPECT_EQ(rule_message(shape, {"mode=two"}), "no error");
+}
+
+TEST(MakeRecipe, ChecksSizesThatTheRecipePads) {
+  EXPECT_EQ(rule_message(sample_shape(), {"align=24"}), "no error");  // 32 to 48
+  EXPECT_EQ(rule_message(sample_shape(), {"align=20"}),
+            "sample: padded intermediate is 40, it must be a multiple of 16: reason G");
+}
+
+TEST(RulesFor, LeavesWhatTheOptionsDoNotDecide) {
+  const Backend backend = sample_backend();
+  const auto texts = [&backend](const std::vector<std::string>& options) {
+    std::vector<std::string> rules;
+    for (const AlignmentRule& rule : rules_for(backend, parse_options(backend, options))) {
+      rules.push_back(fmt::format("{} % {} if {}", rule.size, rule.multiple, rule.when));
+    }
+    return rules;
+  };
+  const std::vector<std::string> always{"hidden % 64 if ", "intermediate % 32 if gated",
+                                        "intermediate % 128 if not gated", "experts % 2 if "};
+  const std::string padded = "padded intermediate % 16 if ";
+  std::vector<std::string> expected = always;
+  expected.push_back(padded);
+  EXPECT_EQ(texts({}), expected);
+  expected = always;
+  expected.insert(expected.end(), {"hidden % 256 if gated and mxfp4", "hidden % 512 if ", padded});
+  EXPECT_EQ(texts({"mode=two"}), expected);
+}
+
+TEST(RulesFor, RejectsWordsAndSizesThatTheBackendDoesNotHave) {
+  const auto message = [](const AlignmentRule& rule) {
+    Backend backend = sample_backend();
+    backend.rules = {rule};
+    return error_of([&] { rules_for(backend, parse_options(backend, {})); });
+  };
+  for (const char* when : {"gatd", "mode=three", "colour=red", "bf16", "=one"}) {
+    EXPECT_THAT(message({"hidden", 2, when, "reason"}), HasSubstr("sample: has a rule when"))
+        << when;
+  }
+  EXPECT_THAT(message({"rows", 2, "", "reason"}),
+              HasSubstr("sample: has a rule about 'rows'; sizes are hidden, intermediate"));
 }
 
 }  // namespace

@@ -246,7 +246,7 @@ TEST(CutlassBackends, NameTheRuleThatAShapeBreaks) {
   EXPECT_THAT(message("flashinfer_cutlass_nvfp4", {}, shape_of("nvfp4", 96, 961, false)),
               HasSubstr("intermediate is 961, it must be a multiple of 16 when not gated"));
   EXPECT_THAT(message("flashinfer_cutlass_mxfp8", {}, shape_of("mxfp8", 128, 64)),
-              HasSubstr("intermediate is 64, it must be a multiple of 128 for gated MXFP8"));
+              HasSubstr("intermediate is 64, it must be a multiple of 128 when gated and mxfp8"));
   EXPECT_EQ(message("flashinfer_cutlass_mxfp8", {}, shape_of("mxfp8", 128, 64, false)), "no error");
   EXPECT_THAT(message("flashinfer_cutedsl_v2", {}, shape_of("nvfp4", 64, 96)),
               HasSubstr("intermediate is 96, it must be a multiple of 64"));

@@ -264,8 +264,9 @@ TEST(MarlinMxfp4, RefusesWhatHasNoKernel) {
               HasSubstr("scales=v1 has no kernel for FP8 activations"));
   EXPECT_NE(message_of("marlin_mxfp4", {}, layer_of("mxfp4", 96, 64)).find("multiple of 64"),
             std::string::npos);
-  EXPECT_THAT(message_of("marlin_mxfp4", {"pad=none"}, layer_of("mxfp4", 64, 32, false)),
-              HasSubstr("rows of w13 is 32, it must be a multiple of 64"));
+  EXPECT_THAT(
+      message_of("marlin_mxfp4", {"pad=none"}, layer_of("mxfp4", 64, 32, false)),
+      HasSubstr("intermediate is 32, it must be a multiple of 64 when not gated: rows of w13"));
   EXPECT_THAT(message_of("marlin_mxfp8", {"params=f16"}, layer_of("mxfp8", 64, 64)),
               HasSubstr("BF16 activations only"));
 }

@@ -38,7 +38,7 @@ TEST(TrtllmMxfp8, NeedsWholeScaleTiles) {
   const MoeLayer layer =
       sample_layer({.hidden = 128, .intermediate = 64, .weight_format = "mxfp8"});
   EXPECT_THAT(message("flashinfer_trtllm_mxfp8", {"loader=unpadded", "align=1"}, layer),
-              AllOf(HasSubstr("the padded intermediate is 64, it must be a multiple of 128"),
+              AllOf(HasSubstr("padded intermediate is 64, it must be a multiple of 128"),
                     HasSubstr("4 columns")));
 }
 

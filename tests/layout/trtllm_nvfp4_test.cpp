@@ -143,10 +143,10 @@ TEST(TrtllmNvfp4, FailsWhereTheHelpersAlignmentDoes) {
                    sample_layer({.hidden = 128, .intermediate = rows, .weight_format = "nvfp4"}));
   };
   EXPECT_THAT(failure(48, {"loader=unpadded", "align=1"}),
-              HasSubstr("flashinfer_trtllm_nvfp4: the number of w13 rows is 96, it must be a "
-                        "multiple of 128"));
+              HasSubstr("flashinfer_trtllm_nvfp4: padded intermediate is 48, it must be a "
+                        "multiple of 64 when gated"));
   EXPECT_THAT(failure(80, {"loader=unpadded", "pad=whole_upstream"}),
-              HasSubstr("the number of w13 rows is 160"));
+              HasSubstr("padded intermediate is 80, it must be a multiple of 64"));
   EXPECT_EQ(failure(80, {"loader=unpadded"}), "no error");
   EXPECT_THAT(message("flashinfer_trtllm_nvfp4", {},
                       sample_layer({.hidden = 96, .weight_format = "nvfp4"})),

@@ -124,12 +124,12 @@ TEST(PrepareTrtllm, RejectsScalesThatFillNoTile) {
   };
   EXPECT_EQ(nvfp4(128, 64), "no error");
   EXPECT_THAT(nvfp4(96, 64), HasSubstr("hidden is 96, it must be a multiple of 128"));
-  EXPECT_THAT(nvfp4(128, 48), HasSubstr("the number of w13 rows is 96"));
+  EXPECT_THAT(nvfp4(128, 48), HasSubstr("padded intermediate is 48"));
   const auto mxfp8 = [](std::int64_t hidden, std::int64_t intermediate) {
     return prepare("prepare_trtllm_mxfp8", DType::u8, hidden, intermediate, 1, 32).run();
   };
   EXPECT_EQ(mxfp8(128, 128), "no error");
-  EXPECT_THAT(mxfp8(128, 64), HasSubstr("the padded intermediate is 64"));
+  EXPECT_THAT(mxfp8(128, 64), HasSubstr("padded intermediate is 64"));
 }
 
 TEST(PrepareTrtllm, RejectsAnotherEpilogueTile) {
