@@ -94,7 +94,7 @@ void apply_backend(const Arguments& arguments, const GlobalOptions& global) {
                     shape.weight_format, source.origins.checkpoint));
 }
 
-/// The stack's own data, and the same order without halves where the file tells none.
+/// The tensor through the steps; without --order its rows are no halves.
 PreparedLayer plan_tensor(const TensorView& view, const Arguments& arguments) {
   const SingleTensor& single = arguments.single;
   const std::string& steps = single.steps;

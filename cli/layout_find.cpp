@@ -136,6 +136,24 @@ void print_found(const Subject& subject, const Found& found) {
   }
 }
 
+/// Which of an expert's numbers is asked for: its only one, that of a half, or that of a row.
+std::int64_t number_of(const Subject& subject, const PreparedTensor& tensor, const Wanted& wanted,
+                       std::int64_t each) {
+  if (each == 1) return 0;
+  const std::int64_t halves = subject.layer().source->shape.halves();
+  if (each == halves) {
+    if (wanted.projection == "gate") return 0;
+    if (wanted.projection == "up") return 1;
+    fail("--find", "does not say which number of {}: gate or up", tensor.name);
+  }
+  // A row of the prepared matrix: all rows of its first half, then those of the second.
+  if (!wanted.row) fail("--find", "needs row=, 0 to {} of {}", each - 1, tensor.name);
+  if (*wanted.row >= each) {
+    fail(tensor.name, "has {} rows for each expert, not row {}", each, *wanted.row);
+  }
+  return *wanted.row;
+}
+
 void find_scalar(const Subject& subject, const PreparedTensor& tensor, const Wanted& wanted,
                  const GlobalOptions& global) {
   const ScalarOwners owners = scalar_owners(subject, tensor);
@@ -149,7 +167,8 @@ void find_scalar(const Subject& subject, const PreparedTensor& tensor, const Wan
     fail(tensor.name, "has experts {}..{}, not {}", owners.first, owners.first + experts - 1,
          *wanted.expert);
   }
-  explain_scalar(subject, tensor, local * owners.each, global);
+  explain_scalar(subject, tensor,
+                 local * owners.each + number_of(subject, tensor, wanted, owners.each), global);
 }
 
 }  // namespace

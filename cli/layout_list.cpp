@@ -78,7 +78,7 @@ void print_table() {
   }
 }
 
-/// Where steps of the same name that commands know differ in nothing but numbers.
+/// The step that commands know by the name in front of the parameters of `text`, or nullptr.
 const NamedStep* named(const std::string& text) {
   const std::string name = text.substr(0, text.find('('));
   for (const NamedStep& step : all_steps()) {

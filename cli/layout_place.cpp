@@ -134,14 +134,12 @@ ScalarOwners scalar_owners(const Subject& subject, const PreparedTensor& tensor)
   const auto bytes = subject.bytes(tensor);
   ScalarOwners owners;
   owners.count = static_cast<std::int64_t>(bytes.size() / sizeof(float));
-  if (bytes.empty()) owners.count = recipe.per_expert ? shape.experts : 1;
-  if (!recipe.per_expert) return owners;
-  // What is stored of all experts, a rank's or not, says so in its formula.
-  const bool of_all = recipe.formula.find("all experts") != std::string::npos &&
-                      owners.count % shape.total_experts == 0;
-  const std::int64_t experts = of_all ? shape.total_experts : shape.experts;
-  if (owners.count % experts == 0) owners.each = owners.count / experts;
-  owners.first = of_all ? 0 : shape.first_expert;
+  const std::int64_t experts = recipe.of_all_experts ? shape.total_experts : shape.experts;
+  const std::int64_t expected = recipe.per_expert ? experts * recipe.each : 1;
+  if (bytes.empty()) owners.count = expected;
+  if (!recipe.per_expert || owners.count != expected) return owners;
+  owners.each = recipe.each;
+  owners.first = recipe.of_all_experts ? 0 : shape.first_expert;
   return owners;
 }
 
@@ -158,8 +156,13 @@ void explain_scalar(const Subject& subject, const PreparedTensor& tensor, std::i
     const std::int64_t expert = owners.first + index / owners.each;
     report["expert"] = expert;
     text = fmt::format("expert {}", expert);
-    if (owners.each > 1) {
-      text += fmt::format(", number {} of {}", index % owners.each, owners.each);
+    const std::int64_t number = index % owners.each;
+    if (owners.each > 1 && owners.each == subject.layer().source->shape.halves()) {
+      report["projection"] = number == 0 ? "gate" : "up";
+      text += number == 0 ? ", gate" : ", up";
+    } else if (owners.each > 1) {
+      report["row"] = number;
+      text += fmt::format(", row {} of {}", number, owners.each);
     }
   }
   report["text"] = text + ": " + recipe.formula;

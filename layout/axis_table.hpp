@@ -28,6 +28,7 @@ class AxisEntry {
 };
 
 /// Where each output row (or column) of a matrix comes from. As long as an axis, never as a tensor.
+/// An input may stand at several places (copies) or at none (dropped), on both axes.
 class AxisTable {
  public:
   AxisTable() = default;

@@ -57,6 +57,8 @@ struct ScalarRecipe {
   /// Instead of `values`, where stored tensors enter the formula (Marlin: the scale factor of all
   /// block scales).
   std::function<std::vector<float>(const LayerTensors&)> values_of_layer = nullptr;
+  std::int64_t each = 1;  ///< numbers of one expert: one, one for each half, or one for each row
+  bool of_all_experts = false;  ///< of the model, not of the rank
 };
 
 /// Scales as a kernel decodes them: prepared bytes of an expert's scales, the kernel's order

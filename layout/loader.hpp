@@ -5,8 +5,8 @@
 
 namespace moeref {
 
-/// How tensor-parallel ranks cut the rows of each half of w13 and the columns of w2.
-/// Which rows of a half rank r of T gets. Error, of every kind: T does not divide I.
+/// How T tensor-parallel ranks share the I rows of each half of w13, and the columns of w2: which
+/// rows rank r gets. Error, of every kind: T does not divide I.
 enum class LoaderKind : std::uint8_t {
   even,    ///< I / T rows each
   padded,  ///< rank r takes rows [r P, min((r + 1) P, I)), P = I / T rounded up to `multiple`; it

@@ -28,18 +28,20 @@ std::vector<float> expanded(const std::vector<float>& scales, std::int64_t times
   return columns;
 }
 
-std::vector<ScalarRecipe> scalars(std::int64_t w13_rows, bool fnuz) {
+std::vector<ScalarRecipe> scalars(std::int64_t w13_rows, std::int64_t w2_rows, bool fnuz) {
   const std::string twice = fnuz ? "2 * " : "";
   return {
       {"w13_scale1", "1 * (" + twice + "max(w13_scale[e][gate], w13_scale[e][up])), for every row",
        true,
        [=](const ExpertScalars& from, const LayerShape& shape) {
          return expanded(on_device(recode::max_scale(from, shape), fnuz), w13_rows);
-       }},
+       },
+       nullptr, w13_rows},
       {"w2_scale1", "1 * (" + twice + "w2_scale[e]), for every row", true,
-       [=](const ExpertScalars& from, const LayerShape& shape) {
-         return expanded(on_device(from.w2_scale, fnuz), shape.hidden);
-       }},
+       [=](const ExpertScalars& from, const LayerShape&) {
+         return expanded(on_device(from.w2_scale, fnuz), w2_rows);
+       },
+       nullptr, w2_rows},
       {"w13_input_scale", twice + "max over all experts of w13_input_scale", false,
        [=](const ExpertScalars& from, const LayerShape&) {
          return from.w13_input_scale.empty() ? std::vector<float>{}
@@ -74,7 +76,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
              aiter::shuffled(8)),
       tensor("w2", Slot::w2, codes + Steps{PadCols{.to = padded}}, aiter::shuffled(8)),
   };
-  recipe.scalars = scalars(w13_rows, fnuz);
+  recipe.scalars = scalars(w13_rows, shape.hidden, fnuz);
   recipe.kernel.order = gate_first(shape);
   recipe.kernel.intermediate = padded;
   recipe.kernel.hidden = shape.hidden;

@@ -46,23 +46,31 @@ Format scale_format(const LayerShape& shape) {
   }
 }
 
-std::vector<ScalarRecipe> stored_scalars(const FormatParts& parts) {
+std::vector<ScalarRecipe> stored_scalars(const LayerShape& shape, const FormatParts& parts) {
   using Stored = std::vector<float> ExpertScalars::*;
-  const auto stored = [](std::string name, Stored values, std::string formula) {
+  const auto stored = [](std::string name, Stored values, std::string formula, std::int64_t each,
+                         bool of_all_experts) {
     return ScalarRecipe{
-        std::move(name), std::move(formula), true,
-        [values](const ExpertScalars& scalars, const LayerShape&) { return scalars.*values; }};
+        .name = std::move(name),
+        .formula = std::move(formula),
+        .values = [values](const ExpertScalars& scalars,
+                           const LayerShape&) { return scalars.*values; },
+        .each = each,
+        .of_all_experts = of_all_experts,
+    };
   };
+  const std::int64_t halves = shape.halves();
   std::vector<ScalarRecipe> scalars;
   if (has_global_scales(parts.name)) {
     const std::string end = parts.block_scales ? "_scale_2" : "_scale";
-    scalars.push_back(stored("w13" + end, &ExpertScalars::w13_scale, "as stored [e][gate, up]"));
-    scalars.push_back(stored("w2" + end, &ExpertScalars::w2_scale, "as stored [e]"));
+    scalars.push_back(
+        stored("w13" + end, &ExpertScalars::w13_scale, "as stored [e][gate, up]", halves, false));
+    scalars.push_back(stored("w2" + end, &ExpertScalars::w2_scale, "as stored [e]", 1, false));
   }
   scalars.push_back(stored("w13_input_scale", &ExpertScalars::w13_input_scale,
-                           "as stored, all experts [e][gate, up]"));
-  scalars.push_back(
-      stored("w2_input_scale", &ExpertScalars::w2_input_scale, "as stored, all experts [e]"));
+                           "as stored, all experts [e][gate, up]", halves, true));
+  scalars.push_back(stored("w2_input_scale", &ExpertScalars::w2_input_scale,
+                           "as stored, all experts [e]", 1, true));
   for (ScalarRecipe& array : swiglu_arrays()) scalars.push_back(std::move(array));
   return scalars;
 }
@@ -98,7 +106,7 @@ Recipe recipe(const LayerShape& shape, const Options&) {
     recipe.tensors.push_back(tensor("w2_scale", Slot::w2_scale, {}, {}));
   }
   add_biases(recipe, shape);
-  recipe.scalars = stored_scalars(parts);
+  recipe.scalars = stored_scalars(shape, parts);
   recipe.kernel = reading(shape, parts);
   if (parts.name == "nvfp4_ct") {
     recipe.notes.emplace_back("global scales divide in the file; passed are their f32 reciprocals");

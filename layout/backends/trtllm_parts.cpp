@@ -113,7 +113,10 @@ ScalarRecipe activation_array(std::string name, std::vector<float> ExpertScalars
     return std::vector<float>(static_cast<std::size_t>(shape.total_experts), local.front());
   };
   std::string formula = name + (all ? "[e], all experts" : "[e]");
-  return {std::move(name), std::move(formula), true, compute};
+  return {.name = std::move(name),
+          .formula = std::move(formula),
+          .values = compute,
+          .of_all_experts = all};
 }
 
 std::vector<ScalarRecipe> activation_arrays(bool all) {

@@ -22,7 +22,7 @@ std::vector<std::int64_t> first_outputs(const AxisTable& table, std::int64_t inp
   return first;
 }
 
-/// Whether `entry`, one column further, goes on with the run.
+/// Whether `next`, one column further, goes on with the run.
 bool continues(const ColumnRun& run, const ColumnRun& next) {
   if (run.pad != next.pad) return false;
   if (run.pad) return run.fill == next.fill;

@@ -26,7 +26,8 @@ struct Bit {
   bool operator==(const Bit&) const = default;
 };
 
-/// What happens to the words of a tile: lanes that `mask` covers go `shift` bits up.
+/// A step of a tile's words: the lanes that `mask` covers change places with those `shift` bits
+/// above them.
 struct Stage {
   int shift;
   std::uint64_t mask;

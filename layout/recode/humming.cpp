@@ -184,10 +184,13 @@ Recode humming_codes(Slot scale, HummingRange range) {
     std::vector<int> floor = floors(scales, range);
     const int highest = floor.empty() ? 0 : *std::max_element(floor.begin(), floor.end());
     if (range.padded && highest >= 128) {
-      fail(scales.stack().name,
-           "humming: padding blocks lie {} binades below the largest scale less {}; from 128 on "
-           "the original table does not keep their zeros. Choose a size that needs no padding",
-           highest, range.max_range);
+      fail(
+          scales.stack().name,
+          "humming: the largest scale byte of an expert is {}, so that padding (0) lies {} binades "
+          "below the {} that are kept; from 128 on the original table does not keep zeros. Choose "
+          "a "
+          "size that needs no padding",
+          highest + range.max_range, highest, range.max_range);
     }
     return std::make_shared<RewriteCodes>(std::move(scales), std::move(floor));
   };

@@ -92,7 +92,7 @@ TileLayout sm90_folded_scales(std::int64_t group, std::int64_t element_bits) {
   constexpr std::string_view kName = "sm90_folded_scales";
   const std::int64_t groups = groups_in_128(kName, group);
   if (element_bits < 8 || 128 % element_bits != 0) {
-    fail(kName, "scales of {} bits do not fill 16 bytes; use 8, 16 or 32", element_bits);
+    fail(kName, "scales of {} bits do not fill 16 bytes; use 8, 16, 32, 64 or 128", element_bits);
   }
   const std::int64_t cols = 128 / element_bits;
   const std::int64_t slices = cols / groups;
