@@ -11,6 +11,7 @@
 #include "cli/layout_commands.hpp"
 #include "cli/layout_formats.hpp"
 #include "cli/selection.hpp"
+#include "layout/prepare.hpp"
 #include "quant/error.hpp"
 
 namespace moeref::cli {
@@ -123,12 +124,8 @@ EmptyRank empty_rank(const Backend& backend, const Options& options, const Sampl
   shape.gated = sample.gated;
   shape.bias = sample.bias;
   shape = empty_layer(shape).shape;
-  const Loader loader = backend.loader != nullptr ? backend.loader(shape, options) : Loader{};
-  const LoadedRange range = loaded_range(loader, shape.intermediate, rank.tp_rank, rank.tp_size);
-  shape.intermediate = range.count;
-  shape.stride = range.stride;
-  shape.tp_rank = rank.tp_rank;
-  shape.tp_size = rank.tp_size;
+  const LoadedRange range = loaded_range(backend, options, shape, rank);
+  set_share(shape, range, rank);
   return {empty_layer(shape), {rank, range}};
 }
 

@@ -33,12 +33,8 @@ std::vector<std::string> default_rules(const Backend& backend) {
 }
 
 std::string value_text(const OptionInfo& option) {
-  if (option.values.size() >= 2 && option.values[0] == "N") return "an integer";
+  if (option.is_integer()) return "an integer";
   return fmt::format("{}", fmt::join(option.values, " | "));
-}
-
-std::string_view default_of(const OptionInfo& option) {
-  return option.values.size() >= 2 && option.values[0] == "N" ? option.values[1] : option.values[0];
 }
 
 json to_json(const Backend& backend) {
@@ -46,7 +42,7 @@ json to_json(const Backend& backend) {
   for (const OptionInfo& option : backend.options) {
     options.push_back({{"name", option.name},
                        {"values", option.values},
-                       {"default", default_of(option)},
+                       {"default", option.default_value()},
                        {"summary", option.summary}});
   }
   json rules = json::array();
@@ -258,10 +254,10 @@ void print_options(const Backend& backend) {
   constexpr std::size_t kRule = 35;
   if (!backend.options.empty()) fmt::print("\nOptions (the first value is the default)\n");
   for (const OptionInfo& option : backend.options) {
-    fmt::print(
-        "    {:23} {}\n{:28}{}\n", option.name,
-        wrapped(fmt::format("{} (default {})", value_text(option), default_of(option)), kIndent),
-        "", wrapped(std::string(option.summary), kIndent));
+    fmt::print("    {:23} {}\n{:28}{}\n", option.name,
+               wrapped(fmt::format("{} (default {})", value_text(option), option.default_value()),
+                       kIndent),
+               "", wrapped(std::string(option.summary), kIndent));
   }
   if (!backend.rules.empty()) fmt::print("\nRules\n");
   for (const AlignmentRule& rule : backend.rules) {

@@ -51,9 +51,7 @@ void check_range(const Backend& backend, const Options& options, const LayerTens
   whole.intermediate = whole.stride = whole.full_intermediate;
   whole.tp_rank = 0;
   whole.tp_size = 1;
-  const Loader loader = backend.loader != nullptr ? backend.loader(whole, options) : Loader{};
-  const LoadedRange range =
-      loaded_range(loader, whole.intermediate, rank.rank.tp_rank, rank.rank.tp_size);
+  const LoadedRange range = loaded_range(backend, options, whole, rank.rank);
   if (range.begin != rank.range.begin || range.count != rank.range.count ||
       range.stride != rank.range.stride) {
     fail(backend.name,

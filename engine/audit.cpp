@@ -94,7 +94,7 @@ Options without_defects(const Backend& backend, const Options& options) {
   auto values = options.values();
   for (const OptionInfo& option : backend.options) {
     std::string& value = values.find(option.name)->second;
-    if (is_upstream_defect(value)) value = option.values.front();
+    if (is_upstream_defect(value)) value = option.default_value();
   }
   return Options(std::move(values));
 }

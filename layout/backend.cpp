@@ -98,13 +98,9 @@ std::string quoted(std::span<const std::string_view> values) {
   return fmt::format("{}", fmt::join(values, ", "));
 }
 
-bool is_integer(const OptionInfo& option) {
-  return option.values.size() >= 2 && option.values[0] == "N";
-}
-
 /// The option, after checking that it may have `value`.
 void check_option(const Backend& backend, const OptionInfo& option, const std::string& value) {
-  if (is_integer(option)) {
+  if (option.is_integer()) {
     std::int64_t number = 0;
     const auto [end, status] = std::from_chars(value.data(), value.data() + value.size(), number);
     const bool whole = status == std::errc{} && end == value.data() + value.size();
@@ -143,7 +139,7 @@ Options parse_options(const Backend& backend, std::span<const std::string> texts
   std::map<std::string, std::string, std::less<>> values;
   std::set<std::string> given;
   for (const OptionInfo& option : backend.options) {
-    values.emplace(option.name, is_integer(option) ? option.values[1] : option.values[0]);
+    values.emplace(option.name, option.default_value());
   }
   for (const std::string& text : texts) {
     const std::size_t equals = text.find('=');

@@ -19,6 +19,9 @@ struct OptionInfo {
   /// The first is the default; {"N", "16"} = an integer, 16 if not given.
   std::vector<std::string_view> values;
   std::string_view summary;
+
+  bool is_integer() const { return values.size() == 2 && values.front() == "N"; }
+  std::string_view default_value() const { return values[is_integer() ? 1 : 0]; }
 };
 
 /// Chosen values by option name, complete.

@@ -62,6 +62,19 @@ void plan_all(PreparedLayer& prepared) {
 
 }  // namespace
 
+LoadedRange loaded_range(const Backend& backend, const Options& options, const LayerShape& whole,
+                         const Shard& rank) {
+  const Loader loader = backend.loader != nullptr ? backend.loader(whole, options) : Loader{};
+  return loaded_range(loader, whole.intermediate, rank.tp_rank, rank.tp_size);
+}
+
+void set_share(LayerShape& shape, const LoadedRange& range, const Shard& rank) {
+  shape.intermediate = range.count;
+  shape.stride = range.stride;
+  shape.tp_rank = rank.tp_rank;
+  shape.tp_size = rank.tp_size;
+}
+
 PreparedTensor plan_matrix(const TensorRecipe& recipe, const TensorStack& stack,
                            const LayerTensors* layer, std::int64_t most_elements) {
   PreparedTensor prepared;
@@ -94,24 +107,17 @@ PreparedLayer plan_layer(const Backend& backend, const Options& options, const M
   const simd::DefaultFloatEnvironment environment;
   const MoeLayer owned = shard(layer, {.ep_rank = rank.ep_rank, .ep_size = rank.ep_size});
   LayerTensors whole = layer_tensors(owned, layer);
-  const Loader loader = backend.loader != nullptr ? backend.loader(whole.shape, options) : Loader{};
-  const LoadedRange range = loaded_range(loader, layer.intermediate, rank.tp_rank, rank.tp_size);
-  const auto set_share = [&](LayerShape& shape) {
-    shape.intermediate = range.count;
-    shape.stride = range.stride;
-    shape.tp_rank = rank.tp_rank;
-    shape.tp_size = rank.tp_size;
-  };
+  const LoadedRange range = loaded_range(backend, options, whole.shape, rank);
   if (rank.tp_size > 1) {
     LayerShape share = whole.shape;
-    set_share(share);
+    set_share(share, range, rank);
     make_recipe(backend, share, options);  // the backend's own rules first
     check_cuts(whole, range);
   }
   LayerTensors part = rank.tp_size == 1
                           ? std::move(whole)
                           : layer_tensors(tp_part(owned, range.begin, range.count), layer);
-  set_share(part.shape);
+  set_share(part.shape, range, rank);
 
   PreparedLayer prepared;
   prepared.backend = &backend;

@@ -35,6 +35,13 @@ struct PreparedLayer {
   std::vector<std::shared_ptr<const void>> storage;  ///< keeps the mapped files alive
 };
 
+/// The rows of each half of w13 that the backend's loader gives the rank. `whole`: of all ranks.
+/// Error: what loaded_range says.
+LoadedRange loaded_range(const Backend& backend, const Options& options, const LayerShape& whole,
+                         const Shard& rank);
+/// Makes the shape of all ranks that of the rank that loads `range`.
+void set_share(LayerShape& shape, const LoadedRange& range, const Shard& rank);
+
 /// Cuts the layer for the rank as the backend's loader does, checks every rule and plans every
 /// tensor. Error: before any byte is moved; names the backend's rule or the tensor.
 PreparedLayer plan_layer(const Backend& backend, const Options& options, const MoeLayer& layer,

@@ -192,11 +192,11 @@ const MoeLayer& layer_of(const SampleShape& shape) {
 std::vector<OptionValue> other_values(const Backend& backend) {
   std::vector<OptionValue> all;
   for (const OptionInfo& option : backend.options) {
-    const bool is_integer = option.values.front() == "N";
+    const bool is_integer = option.is_integer();
     const std::vector<std::string_view> values =
         is_integer ? std::vector<std::string_view>{"2", "4", "64", "128"} : option.values;
     for (const std::string_view value : values) {
-      const std::string_view fallback = is_integer ? option.values[1] : option.values[0];
+      const std::string_view fallback = option.default_value();
       if (value == fallback) continue;
       all.push_back(
           {fmt::format("{}={}", option.name, value), is_integer, is_upstream_defect(value)});
