@@ -86,9 +86,7 @@ std::optional<MoeLayer> read_kernel(const PreparedLayer& prepared, AuditReport& 
 
 }  // namespace
 
-bool is_upstream_defect(std::string_view value) {
-  return value.find("upstream") != std::string_view::npos;
-}
+bool is_upstream_defect(std::string_view value) { return value.ends_with("_upstream"); }
 
 Options without_defects(const Backend& backend, const Options& options) {
   auto values = options.values();

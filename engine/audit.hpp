@@ -33,8 +33,8 @@ struct AuditReport {
   std::vector<RecodingEffect> effects;
 };
 
-/// Whether an option's value names a defect of a framework instead of what is meant: it has
-/// "upstream" in it.
+/// Whether an option's value names a defect of a framework instead of what is meant: it ends in
+/// "_upstream".
 bool is_upstream_defect(std::string_view value);
 /// The same choice with the default in place of every upstream defect.
 Options without_defects(const Backend& backend, const Options& options);

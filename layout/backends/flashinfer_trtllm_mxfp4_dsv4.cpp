@@ -43,7 +43,8 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   // Only the padded loader pads; without it the shuffle of scales needs whole tiles of rows.
   const bool padded = options.is("loader", "padded");
   trtllm::Padding padding = trtllm::pad_halves(shape, padded ? 4 * kBlock : 1, 1);
-  if (options.is("reorder", "off")) padding.w13.push_back(without_reorder(padding.intermediate));
+  if (options.is("reorder", "off_upstream"))
+    padding.w13.push_back(without_reorder(padding.intermediate));
   Recipe recipe;
   recipe.tensors = trtllm::block_scaled_tensors(padding);
   for (TensorRecipe& tensor : recipe.tensors) {
@@ -59,9 +60,9 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   recipe.kernel.down_factor = factor_from("output2_scale");
   recipe.notes = {"alpha and beta are not passed: SiLU",
                   "the swiglu limit clamps before the activation"};
-  if (options.is("reorder", "off")) {
+  if (options.is("reorder", "off_upstream")) {
     recipe.notes.emplace_back(
-        "reorder=off: the kernel then pairs rows that do not belong together");
+        "reorder=off_upstream: the kernel then pairs rows that do not belong together");
   }
   return recipe;
 }
@@ -76,8 +77,8 @@ const Backend flashinfer_trtllm_mxfp4_dsv4{
     .formats = {"mxfp4"},
     .options = {trtllm::loader_option(),
                 {"reorder",
-                 {"on", "off"},
-                 "off: an environment switch leaves out the alternation"}},
+                 {"on", "off_upstream"},
+                 "off_upstream: an environment switch leaves out the alternation"}},
     .rules = {{"hidden", 128, "", "the scale tiles have 128 rows and 4 columns of 32"},
               {"intermediate", 64, "loader=unpadded",
                "the scale shuffle needs whole tiles of 128 rows of w13; choose loader=padded"}},

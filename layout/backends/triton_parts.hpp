@@ -17,7 +17,7 @@ namespace moeref::backends {
 /// fused_moe_triton_kernels.py invoke_fused_moe_kernel
 inline OptionInfo moe_padding_option() {
   return {"moe_padding",
-          {"off", "128", "upstream_cuda"},
+          {"off", "128", "cuda_upstream"},
           "SGLANG_MOE_PADDING: 128 columns for HIP; on CUDA K loses its last 128"};
 }
 inline OptionInfo fnuz_option() {
@@ -29,7 +29,7 @@ inline Steps stepped_over_columns(const Options& options, std::int64_t k) {
   return options.is("moe_padding", "128") ? Steps{PadCols{.to = k + 128}} : Steps{};
 }
 inline std::int64_t unread_k(const Options& options) {
-  return options.is("moe_padding", "upstream_cuda") ? 128 : 0;
+  return options.is("moe_padding", "cuda_upstream") ? 128 : 0;
 }
 inline std::vector<std::string> padding_notes(const Options& options) {
   if (unread_k(options) == 0) return {};

@@ -127,6 +127,16 @@ AuditReport audit_fault(const std::string& fault, const SampleShape& shape,
 SampleShape bf16() { return {.hidden = 64, .intermediate = 96, .weight_format = "bf16"}; }
 SampleShape gpt_oss() { return {.hidden = 64, .intermediate = 96, .bias = true}; }
 
+TEST(Audit, KnowsADefectByTheEndOfItsName) {
+  EXPECT_TRUE(is_upstream_defect("off_upstream"));
+  EXPECT_FALSE(is_upstream_defect("off"));
+  EXPECT_FALSE(is_upstream_defect("upstream_off"));
+  const std::vector<std::string> texts{"fault=whole_upstream", "row=3"};
+  const Options meant = without_defects(kFaulty, parse_options(kFaulty, texts));
+  EXPECT_TRUE(meant.is("fault", "none"));
+  EXPECT_EQ(meant.integer("row"), 3);
+}
+
 TEST(Audit, KeepsTheFunctionOfARightPreparation) {
   for (const SampleShape& shape : {bf16(), gpt_oss()}) {
     const AuditReport report = audit_fault("none", shape);

@@ -27,25 +27,13 @@ constexpr std::array<Choice, 2> kRefused{{
     {"marlin_mxfp4", "params=f16"},
     {"marlin_mxfp8", "params=f16"},
 }};
-/// Faults of frameworks whose name does not tell.
-constexpr std::array<Choice, 1> kNamelessDefects{{
-    {"flashinfer_trtllm_mxfp4_dsv4", "reorder=off"},
-}};
 /// Faults of frameworks that do not come from padding: aligned layers have them, too.
-constexpr std::array<std::string_view, 3> kAlwaysWrong{"order=gate_up_upstream",
-                                                       "moe_padding=upstream_cuda", "reorder=off"};
+constexpr std::array<std::string_view, 3> kAlwaysWrong{
+    "order=gate_up_upstream", "moe_padding=cuda_upstream", "reorder=off_upstream"};
 
 template <typename Table, typename Value>
 bool has(const Table& table, const Value& value) {
   return std::find(table.begin(), table.end(), value) != table.end();
-}
-
-std::vector<OptionValue> values_of(const Backend& backend) {
-  std::vector<OptionValue> values = other_values(backend);
-  for (OptionValue& value : values) {
-    if (has(kNamelessDefects, Choice{backend.name, value.text})) value.is_defect = true;
-  }
-  return values;
 }
 
 std::string key_of(const std::string& text) { return text.substr(0, text.find('=')); }
@@ -71,7 +59,7 @@ TEST_P(BackendProperties, HoldWithEveryOption) {
   const Backend& backend = *GetParam();
   const std::vector<ZooCase> cases = layout_zoo(backend.formats, ZooSize::few);
   std::map<std::string, std::int64_t> accepted;  // by value; by key for integers
-  for (const OptionValue& value : values_of(backend)) {
+  for (const OptionValue& value : other_values(backend)) {
     if (value.is_defect) continue;
     const ZooResult result = walk_zoo(backend, {value.text}, cases, true);
     EXPECT_EQ(result.fault, "");
@@ -135,7 +123,7 @@ bool is_of_activation(const OptionValue& defect) { return key_of(defect.text) ==
 
 TEST_P(BackendProperties, AuditFindsEveryDefectOfAFramework) {
   const Backend& backend = *GetParam();
-  const std::vector<OptionValue> values = values_of(backend);
+  const std::vector<OptionValue> values = other_values(backend);
   for (const OptionValue& defect : values) {
     if (!defect.is_defect) continue;
     const std::vector<ZooCase> cases = cases_for_defects(backend, is_of_activation(defect));
@@ -151,7 +139,7 @@ TEST_P(BackendProperties, AuditFindsEveryDefectOfAFramework) {
 
 TEST_P(BackendProperties, DefectsOfPaddingDoNoHarmWhereNothingIsPadded) {
   const Backend& backend = *GetParam();
-  for (const OptionValue& defect : values_of(backend)) {
+  for (const OptionValue& defect : other_values(backend)) {
     if (!defect.is_defect || is_of_activation(defect)) continue;
     const ZooResult result = walk_zoo(backend, {defect.text}, aligned_cases(backend), false);
     EXPECT_EQ(result.fault, "");

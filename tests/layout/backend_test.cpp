@@ -82,6 +82,11 @@ TEST(Backends, HaveEachNameOnceAndSayWhatTheyAre) {
     for (const OptionInfo& option : backend->options) {
       EXPECT_GE(option.values.size(), 2u) << backend->name << " " << option.name;
       EXPECT_FALSE(option.summary.empty()) << backend->name << " " << option.name;
+      for (const std::string_view value : option.values) {
+        const bool is_defect = value.find("upstream") != std::string_view::npos;
+        EXPECT_EQ(value.ends_with("_upstream"), is_defect) << backend->name << " " << value;
+      }
+      EXPECT_FALSE(option.values.front().ends_with("_upstream")) << backend->name;
     }
   }
 }

@@ -141,7 +141,7 @@ TEST(TritonFp8Channel, AppendsColumnsThatTheKernelStepsOver) {
 TEST(TritonFp8Channel, NamesTheUpstreamPaddingDefect) {
   const MoeLayer layer = sample_layer({.weight_format = "fp8_channel"});
   const PreparedLayer prepared =
-      prepare("triton_fp8_channel", {"moe_padding=upstream_cuda"}, layer);
+      prepare("triton_fp8_channel", {"moe_padding=cuda_upstream"}, layer);
   EXPECT_EQ(prepared.recipe.kernel.unread_k, 128);
   EXPECT_EQ(testing::find(prepared, "w13").shape, (Shape{2, 512, 256}));
   EXPECT_THAT(prepared.recipe.notes, ElementsAre(HasSubstr("upstream defect")));

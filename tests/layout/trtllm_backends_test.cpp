@@ -257,7 +257,7 @@ TEST(TrtllmBackends, LoseTheFunctionWithUpstreamsDefects) {
       audited("flashinfer_trtllm_fp8", {"loader=unpadded", "pad=whole_upstream"}, fp8).survives);
   const SampleShape v4{
       .hidden = 128, .intermediate = 128, .weight_format = "mxfp4", .limit = 10.0f};
-  EXPECT_FALSE(audited("flashinfer_trtllm_mxfp4_dsv4", {"reorder=off"}, v4).survives);
+  EXPECT_FALSE(audited("flashinfer_trtllm_mxfp4_dsv4", {"reorder=off_upstream"}, v4).survives);
 }
 
 TEST(TrtllmBackends, RefuseBiasesThatTheyDoNotAdd) {

@@ -111,7 +111,7 @@ std::vector<Expected> expectations() {
        .scale_rows = 1,
        .scale_cols = 32},
       {.backend = "flashinfer_trtllm_mxfp4_dsv4",
-       .options = {"reorder=off"},
+       .options = {"reorder=off_upstream"},
        .shape = v4,
        .intermediate = 128,
        .hidden = 128,
