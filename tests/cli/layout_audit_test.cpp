@@ -86,7 +86,10 @@ TEST(Golden, NamesFilesByTheOptionsOfTheBackend) {
   expect_refused("golden " + kGptOss + " --backend reference,marlin_mxfp4 --option pad=none -o " +
                      (folder / "x").string(),
                  {"reference", "pad=none"});
-  EXPECT_EQ(json_of(golden + " --backend reference").size(), 1u);
+  EXPECT_EQ(json_of("golden " + kGptOss + " --tokens 1 --backend reference,reference -o " +
+                    (folder / "x").string())
+                .size(),
+            1u);
   expect_refused("run " + kGptOss + " --backend reference,triton_bf16", {"--backend", "2"});
 }
 

@@ -16,26 +16,6 @@ TEST(LayoutExplain, AnswersInBothDirections) {
   const TempFolder folder;
   const std::string file = (folder / "prepared.safetensors").string();
   expect_done("layout apply " + kNvfp4 + " -q --backend " + kTrtllm + " -o " + file);
-  EXPECT_EQ(global["projection"], "up");
-  EXPECT_EQ(json_of("layout explain " + file + " w13_scale_2 --find \"expert=1 up\"")["index"], 3);
-  EXPECT_EQ(json_of("layout explain " + file + " w13_scale_2 --find \"expert=1 gate\"")["index"],
-            2);
-  expect_refused("layout explain " + file + " w13_scale_2 --find expert=1", {"gate or up"});
-  const json shaped = json_of(
-      "layout explain w13_scale_2 --backend reference --shape "
-      "experts=4,hidden=64,intermediate=64,format=nvfp4 --at 1");
-  EXPECT_EQ(shaped["expert"], 0);
-  EXPECT_EQ(shaped["projection"], "up");
-  const std::string rows =
-      "layout explain w13_scale1 --backend aiter_fp8_tensor --shape "
-      "experts=2,hidden=64,intermediate=128,format=fp8_tensor ";
-  const json row = json_of(rows + "--at 300");
-  EXPECT_EQ(row["expert"], 1);
-  EXPECT_EQ(row["row"], 44);
-  EXPECT_EQ(json_of(rows + "--find \"expert=1 row=44\"")["index"], 300);
-  expect_refused(rows + "--find expert=1", {"row="});
-  expect_refused(rows + "--find \"expert=1 row=256\"", {"256"});
-  expect_refused(rows + "--at 512", {"512"});
   const json found = json_of("layout explain " + file + " --find \"expert=3 gate row=17 col=37\"");
   ASSERT_EQ(found.size(), 2u);
   EXPECT_EQ(found[0]["tensor"], "w13");
@@ -76,6 +56,26 @@ TEST(LayoutExplain, TellsFormulaAndExpertOfFactors) {
   const json global = json_of("layout explain " + file + " w13_scale_2 --at 5");
   EXPECT_EQ(global["expert"], 2);
   EXPECT_NE(global["formula"], "");
+  EXPECT_EQ(global["projection"], "up");
+  EXPECT_EQ(json_of("layout explain " + file + " w13_scale_2 --find \"expert=1 up\"")["index"], 3);
+  EXPECT_EQ(json_of("layout explain " + file + " w13_scale_2 --find \"expert=1 gate\"")["index"],
+            2);
+  expect_refused("layout explain " + file + " w13_scale_2 --find expert=1", {"gate or up"});
+  const json shaped = json_of(
+      "layout explain w13_scale_2 --backend reference --shape "
+      "experts=4,hidden=64,intermediate=64,format=nvfp4 --at 1");
+  EXPECT_EQ(shaped["expert"], 0);
+  EXPECT_EQ(shaped["projection"], "up");
+  const std::string rows =
+      "layout explain w13_scale1 --backend aiter_fp8_tensor --shape "
+      "experts=2,hidden=64,intermediate=128,format=fp8_tensor ";
+  const json row = json_of(rows + "--at 300");
+  EXPECT_EQ(row["expert"], 1);
+  EXPECT_EQ(row["row"], 44);
+  EXPECT_EQ(json_of(rows + "--find \"expert=1 row=44\"")["index"], 300);
+  expect_refused(rows + "--find expert=1", {"row="});
+  expect_refused(rows + "--find \"expert=1 row=256\"", {"256"});
+  expect_refused(rows + "--at 512", {"512"});
   const json found = json_of("layout explain " + file + " w2_scale_2 --find expert=6");
   EXPECT_EQ(found["index"], 6);
   expect_refused("layout explain " + file + " w2_scale_2 --at 8", {"w2_scale_2", "8"});

@@ -108,7 +108,7 @@ std::vector<ZooCase> cases_for_defects(const Backend& backend, bool of_activatio
     for (const ZooCase& animal : layout_zoo({format}, ZooSize::usual)) {
       const bool few =
           std::find(kFewRows.begin(), kFewRows.end(), animal.shape.intermediate) != kFewRows.end();
-      if (animal.shape.gated && animal.rank.is_whole() && (few || of_activation)) {
+      if (animal.shape.gated && (of_activation || (few && animal.rank.is_whole()))) {
         cases.push_back(animal);
       }
     }

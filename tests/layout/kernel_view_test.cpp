@@ -82,7 +82,7 @@ const Backend kBackend{
     .family = "Test",
     .summary = "what the test says",
     .formats = {"bf16", "nvfp4"},
-    .options = {},
+    .options = {backends::swiglu_option()},
     .rules = {},
     .loader = nullptr,
     .recipe = changed_recipe,
@@ -101,8 +101,8 @@ struct Prepared {
 };
 
 Prepared prepare(const MoeLayer& layer, const Shard& rank = {}) {
-  Prepared prepared{plan_layer(kBackend, Options({{"swiglu", "dropped_upstream"}}), layer, rank),
-                    {}};
+  const std::vector<std::string> texts{"swiglu=dropped_upstream"};
+  Prepared prepared{plan_layer(kBackend, parse_options(kBackend, texts), layer, rank), {}};
   for (const PreparedTensor& each : prepared.layer.tensors) {
     prepared.made.push_back(make(each, 1));
   }

@@ -38,6 +38,8 @@ struct Kind {
 };
 constexpr Kind kSilu{true, false, false, kNoLimit};
 constexpr Kind kLimited{true, false, false, 10.0f};
+/// Gate and up in one tensor, with one global scale.
+constexpr Kind kLimitedFile{true, false, true, 10.0f};
 constexpr Kind kGptOss{true, true, false, kNoLimit};
 constexpr Kind kGptOssFile{true, true, true, kNoLimit};
 constexpr Kind kRelu2{false, false, false, kNoLimit};
@@ -116,7 +118,8 @@ void add_usual(Keeper& keeper) {
     for (const Size& size : kFewSizes) keeper.add(size, kind);
     for (const Size& size : kOddSizes) keeper.add(size, kind);
   }
-  for (const Kind& kind : {kLimited, kGptOssFile, kRelu2Bias, kPowersOfTwo, kHalfScales}) {
+  for (const Kind& kind :
+       {kLimited, kLimitedFile, kGptOssFile, kRelu2Bias, kPowersOfTwo, kHalfScales}) {
     for (const Size& size : kMainSizes) keeper.add(size, kind);
   }
   for (const Kind& kind : {kSilu, kLimited, kGptOss}) {

@@ -78,7 +78,7 @@ const Case kCases[] = {
     {"hopper_mx_value(3) hopper_mx_bits", 4, 6144, 8192},
     {"hopper_mx_scale(8)", 8, 12288, 2048},
     {"deepgemm_mn_major", 32, 6144, 1024},
-    {"aiter_shuffle_weight(16,16)", 8, 6144, 4096},
+    {"aiter_shuffle_weight(16,16,8)", 8, 6144, 4096},
     {"aiter_pack_int4", 4, 6144, 8192},
     {"cdna4_mx_scale", 8, 12288, 2048},
 };

@@ -131,8 +131,9 @@ TEST(ParseSteps, RejectsWhatIsNoStep) {
     const std::string call = std::string("pad_rows(") + number + ")";
     EXPECT_THAT(message(call), HasSubstr("--steps: '" + call + "'"));
   }
-  EXPECT_EQ(message("pad_rows(x)"),
-            "--steps: 'pad_rows(x)': parameters are integers from 1 to 1048576, as in shuffle_rows(128)");
+  EXPECT_EQ(
+      message("pad_rows(x)"),
+      "--steps: 'pad_rows(x)': parameters are integers from 1 to 1048576, as in shuffle_rows(128)");
 }
 
 }  // namespace

@@ -231,7 +231,8 @@ TEST(TrtllmBackends, KeepTheFunction) {
                           .gated = gated,
                           .weight_format = std::string(format)};
         if (gated && backend->name == "flashinfer_trtllm_mxfp4_dsv4") shape.limit = 0.5f;
-        if (gated && format == "nvfp4") shape.bias = true;
+        // One global scale of gate and up: the kernel has one limit for both.
+        if (gated && format == "nvfp4") shape.bias = shape.interleaved = true;
         if (backend->name == "flashinfer_trtllm_mxfp4") shape.bias = shape.interleaved = gated;
         for (const Shard& rank : {Shard{}, Shard{1, 2, 1, 2}}) {
           const AuditReport report = audited(backend->name, {}, shape, rank);

@@ -68,7 +68,10 @@ TEST(TrtllmNvfp4, NeedsNoActivationScalesPerToken) {
 
 TEST(TrtllmNvfp4, DividesTheLimitByGatesAlpha) {
   const MoeLayer layer = sample_layer({.weight_format = "nvfp4", .limit = 7.0f});
-  const PreparedLayer prepared = plan("flashinfer_trtllm_nvfp4", {}, layer);
+  EXPECT_THAT(message("flashinfer_trtllm_nvfp4", {}, layer),
+              HasSubstr("the limit is divided by that of gate"));
+  const PreparedLayer prepared =
+      plan("flashinfer_trtllm_nvfp4", {"swiglu=gate_limit_upstream"}, layer);
   const std::vector<float> alphas = values(prepared, "g1_alphas");
   EXPECT_EQ(values(prepared, "gemm1_clamp_limit"),
             (std::vector<float>{7.0f / alphas[0], 7.0f / alphas[1]}));
@@ -77,7 +80,8 @@ TEST(TrtllmNvfp4, DividesTheLimitByGatesAlpha) {
 TEST(TrtllmNvfp4, DividesBiasesByTheFactorsOfTheirAccumulators) {
   const MoeLayer layer = sample_layer(
       {.hidden = 128, .intermediate = 64, .bias = true, .weight_format = "nvfp4", .seed = 9});
-  const PreparedLayer prepared = plan("flashinfer_trtllm_nvfp4", {"loader=unpadded"}, layer);
+  const PreparedLayer prepared =
+      plan("flashinfer_trtllm_nvfp4", {"loader=unpadded", "swiglu=gate_limit_upstream"}, layer);
   const std::vector<float> gate = values(prepared, "g1_alphas");
   const std::vector<float> up = values(prepared, "g1_alphas_up");
   const std::vector<float> down = values(prepared, "g2_alphas");
