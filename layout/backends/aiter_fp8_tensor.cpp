@@ -1,9 +1,9 @@
 #include <algorithm>
 
 #include "layout/backends/aiter_parts.hpp"
+#include "layout/backends/misplaced_rows.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/recode/max_requantize.hpp"
-#include "quant/error.hpp"
 
 // Source: sglang layers/quantization/fp8.py Fp8MoEMethod.process_weights_after_loading,
 // process_weights_hip_scale_padding
@@ -58,15 +58,11 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const std::int64_t padded = aiter::padded_fp8(shape);
   const std::int64_t w13_rows = shape.halves() * padded;
   const bool fnuz = aiter::is_fnuz(options);
-  Recode requantize = recode::max_requantize_w13(fnuz);
-  if (options.is("requantize", "unpadded_offset_upstream")) {
-    if (!shape.gated) {
-      fail(kName, "requantize=unpadded_offset_upstream has a gate and an up half; {} is not gated",
-           shape.model);
-    }
-    requantize = recode::misplaced(std::move(requantize), padded,
-                                   ceil_div(shape.full_intermediate, shape.tp_size));
-  }
+  const bool misplaced = options.is("requantize", "unpadded_offset_upstream");
+  const Recode requantize =
+      misplaced ? misplaced_requantization(kName, "requantize=unpadded_offset_upstream", shape,
+                                           padded, fnuz)
+                : recode::max_requantize_w13(fnuz);
   const Steps codes = aiter::device_codes(options);
   Recipe recipe;
   recipe.tensors = {
@@ -84,6 +80,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   recipe.kernel.down_factor = factor_from("w2_scale1", shape.hidden, 0);
   recipe.notes = {"the kernel scales by rows (per_Token): one scale, written for every row",
                   "SGLang allocates w13_scale1 for unpadded rows; here it has those of w13"};
+  if (misplaced) note_misplaced_rows(recipe, shape, padded);
   return recipe;
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "layout/backends/misplaced_rows.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/triton_parts.hpp"
 #include "layout/recode/max_requantize.hpp"
@@ -11,12 +12,10 @@ constexpr std::string_view kName = "triton_fp8_tensor";
 
 bool is_ct(const Options& options) { return options.is("requantize", "ct_upstream"); }
 
-/// The rank's own size is the offset of the second shard. Source: sglang@02d5e1b5edc2
-/// compressed_tensors_w8a8_fp8_moe.py process_weights_after_loading
-Step requantization(const LayerShape& shape, const Options& options) {
-  const Recode requantize = recode::max_requantize_w13(is_fnuz(options));
-  if (!is_ct(options)) return requantize;
-  return recode::misplaced(requantize, shape.stride, shape.full_intermediate / shape.tp_size);
+Step requantization(const LayerShape& shape, const Options& options, std::int64_t half_rows) {
+  if (!is_ct(options)) return recode::max_requantize_w13(is_fnuz(options));
+  return misplaced_requantization(kName, "requantize=ct_upstream", shape, half_rows,
+                                  is_fnuz(options));
 }
 
 /// compressed-tensors allocates by aiter's rule on every platform.
@@ -51,9 +50,6 @@ std::vector<ScalarRecipe> scalars(const Options& options) {
 }
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
-  if (is_ct(options) && !shape.gated) {
-    fail(kName, "requantize=ct_upstream has a gate and an up half; {} is not gated", shape.model);
-  }
   const std::int64_t rows = is_ct(options) ? round_up(shape.stride, 128) : shape.intermediate;
   const bool pads = rows != shape.intermediate;
   const Steps half_rows = pads ? Steps{PadHalves{.to = rows}} : Steps{};
@@ -61,7 +57,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const Steps fnuz = fnuz_codes(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, fnuz + Steps{requantization(shape, options)} + half_rows,
+      tensor("w13", Slot::w13, fnuz + Steps{requantization(shape, options, rows)} + half_rows,
              stepped_over_columns(options, shape.hidden)),
       tensor("w2", Slot::w2, fnuz + w2_cols, stepped_over_columns(options, rows)),
   };
@@ -78,10 +74,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
       .down_factor = factor_from("w2_scale"),
   };
   recipe.notes = padding_notes(options);
-  if (pads) {
-    recipe.notes.emplace_back(
-        "upstream defect: rows are requantized as if the up half began at the rank's own size");
-  }
+  if (is_ct(options)) note_misplaced_rows(recipe, shape, rows);
   return recipe;
 }
 
