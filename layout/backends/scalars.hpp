@@ -35,8 +35,10 @@ ScalarRecipe one_scalar(std::string name, std::string formula,
 std::vector<ScalarRecipe> swiglu_arrays();
 
 using Factor = std::function<float(const ScalarValues&, std::int64_t expert)>;
-/// Number `expert` of a prepared scalar, or its only one.
-Factor factor(std::string name);
+/// Number `expert * per_expert + index` of a prepared scalar, or its only one.
+Factor factor(std::string name, std::int64_t per_expert = 1, std::int64_t index = 0);
+/// by * number `expert`, or the only one: the kernel's codes or scales lack the factor `by`.
+Factor factor_times(float by, std::string name);
 /// 1 / that number: an activation scale of which the kernel takes the quantizing multiplier.
 Factor reciprocal(std::string name);
 

@@ -13,9 +13,9 @@ constexpr std::string_view kName = "triton_fp8_tensor";
 bool is_ct(const Options& options) { return options.is("requantize", "ct_upstream"); }
 
 Step requantization(const LayerShape& shape, const Options& options, std::int64_t half_rows) {
-  if (!is_ct(options)) return recode::max_requantize_w13(is_fnuz(options));
-  return misplaced_requantization(kName, "requantize=ct_upstream", shape, half_rows,
-                                  is_fnuz(options));
+  const bool fnuz = fp8_device(options).fnuz;
+  if (!is_ct(options)) return recode::max_requantize_w13(fnuz);
+  return misplaced_requantization(kName, "requantize=ct_upstream", shape, half_rows, fnuz);
 }
 
 /// compressed-tensors allocates by aiter's rule on every platform.
@@ -24,29 +24,29 @@ Loader loader(const LayerShape&, const Options& options) {
 }
 
 ScalarRecipe input_scale(std::string name, std::vector<float> ExpertScalars::*stored,
-                         const Options& options) {
+                         const Fp8Device& device) {
   return {.name = std::move(name),
-          .formula = is_fnuz(options) ? "2 * max over all experts" : "max over all experts",
+          .formula = device.fnuz ? "2 * max over all experts" : "max over all experts",
           .per_expert = false,
-          .values = [stored, options](const ExpertScalars& scalars, const LayerShape&) {
+          .values = [stored, device](const ExpertScalars& scalars, const LayerShape&) {
             const std::vector<float>& all = scalars.*stored;
             if (all.empty()) return std::vector<float>{};
-            return fnuz_factors(options, {*std::max_element(all.begin(), all.end())});
+            return device.factors({*std::max_element(all.begin(), all.end())});
           }};
 }
 
-std::vector<ScalarRecipe> scalars(const Options& options) {
-  const std::string twice = is_fnuz(options) ? "2 * " : "";
-  const auto w13 = [options](const ExpertScalars& scalars, const LayerShape& shape) {
-    return fnuz_factors(options, recode::max_scale(scalars, shape));
+std::vector<ScalarRecipe> scalars(const Fp8Device& device) {
+  const std::string twice = device.fnuz ? "2 * " : "";
+  const auto w13 = [device](const ExpertScalars& scalars, const LayerShape& shape) {
+    return device.factors(recode::max_scale(scalars, shape));
   };
-  const auto w2 = [options](const ExpertScalars& scalars, const LayerShape&) {
-    return fnuz_factors(options, scalars.w2_scale);
+  const auto w2 = [device](const ExpertScalars& scalars, const LayerShape&) {
+    return device.factors(scalars.w2_scale);
   };
   return {{"w13_scale", twice + "max(w13_scale[e][gate], w13_scale[e][up])", true, w13},
           {"w2_scale", twice + "w2_scale[e]", true, w2},
-          input_scale("w13_input_scale", &ExpertScalars::w13_input_scale, options),
-          input_scale("w2_input_scale", &ExpertScalars::w2_input_scale, options)};
+          input_scale("w13_input_scale", &ExpertScalars::w13_input_scale, device),
+          input_scale("w2_input_scale", &ExpertScalars::w2_input_scale, device)};
 }
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
@@ -54,24 +54,25 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const bool pads = rows != shape.intermediate;
   const Steps half_rows = pads ? Steps{PadHalves{.to = rows}} : Steps{};
   const Steps w2_cols = pads ? Steps{PadCols{.to = rows}} : Steps{};
-  const Steps fnuz = fnuz_codes(options);
+  const Fp8Device device = fp8_device(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, fnuz + Steps{requantization(shape, options, rows)} + half_rows,
+      tensor("w13", Slot::w13,
+             device.codes() + Steps{requantization(shape, options, rows)} + half_rows,
              stepped_over_columns(options, shape.hidden)),
-      tensor("w2", Slot::w2, fnuz + w2_cols, stepped_over_columns(options, rows)),
+      tensor("w2", Slot::w2, device.codes() + w2_cols, stepped_over_columns(options, rows)),
   };
   add_biases(recipe, shape, {}, half_rows);
-  recipe.scalars = scalars(options);
+  recipe.scalars = scalars(device);
   recipe.kernel = {
       .order = gate_first(shape),
       .intermediate = rows,
       .hidden = shape.hidden,
       .unread_k = unread_k(options),
-      .codes = fp8_codes(options),
-      .gate_factor = factor_from("w13_scale"),
-      .up_factor = factor_from("w13_scale"),
-      .down_factor = factor_from("w2_scale"),
+      .codes = device.format(),
+      .gate_factor = factor("w13_scale"),
+      .up_factor = factor("w13_scale"),
+      .down_factor = factor("w2_scale"),
   };
   recipe.notes = padding_notes(options);
   if (is_ct(options)) note_misplaced_rows(recipe, shape, rows);

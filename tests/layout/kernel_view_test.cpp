@@ -7,6 +7,7 @@
 
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/sample_layer.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
@@ -59,9 +60,9 @@ Recipe changed_recipe(const LayerShape& shape, const Options&) {
   kernel.codes = shape.block_cols != 0 ? Format::e2m1 : Format::bf16;
   kernel.bias_before_factor = change.bias_before_factor;
   for (const ScalarRecipe& scalar : change.scalars) {
-    if (scalar.name == "gate") kernel.gate_factor = backends::factor_from("gate");
-    if (scalar.name == "up") kernel.up_factor = backends::factor_from("up");
-    if (scalar.name == "down") kernel.down_factor = backends::factor_from("down");
+    if (scalar.name == "gate") kernel.gate_factor = backends::factor("gate");
+    if (scalar.name == "up") kernel.up_factor = backends::factor("up");
+    if (scalar.name == "down") kernel.down_factor = backends::factor("down");
     if (scalar.name == "a1") {
       kernel.input_scale_13 = [](const ScalarValues& values, std::int64_t) {
         return values.find("a1")->second.front();
