@@ -1,9 +1,7 @@
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "layout/backends/aiter_parts.hpp"
-#include "quant/error.hpp"
+#include "layout/backends/swiglu_numbers.hpp"
 
 // Source: aiter@e4048607a5 ops/shuffle.py shuffle_weight_a16w4, shuffle_scale_a16w4,
 // op_tests/test_moe_2stage.py; sglang quantization/mxfp4.py, models/gpt_oss.py
@@ -19,17 +17,6 @@ constexpr std::int64_t kLanes = 16;
 /// GPT-OSS (with biases) is cut by scale blocks, DeepSeek-V4 evenly.
 Loader loader(const LayerShape& whole, const Options&) {
   return whole.bias ? Loader{LoaderKind::blocks, kBlock} : Loader{};
-}
-
-/// The limit of the activation; not passed if there is none.
-std::vector<float> swiglu_limit(const ExpertScalars& scalars, const LayerShape& shape) {
-  if (scalars.limit.empty()) return {};
-  const float limit = scalars.limit.front();
-  const auto differs = [limit](float other) { return other != limit; };
-  if (std::any_of(scalars.limit.begin(), scalars.limit.end(), differs)) {
-    fail("aiter_a16w4", "{} has experts with different limits; the kernel takes one", shape.model);
-  }
-  return limit == kNoLimit ? std::vector<float>{} : std::vector<float>{limit};
 }
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
@@ -58,7 +45,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
         tensor("w13_bias", Slot::w13_bias, f32(Slot::w13_bias) + w13_rows, {}));
     recipe.tensors.push_back(tensor("w2_bias", Slot::w2_bias, f32(Slot::w2_bias) + w2_rows, {}));
   }
-  recipe.scalars = {{"swiglu_limit", "limit of the activation", false, swiglu_limit}};
+  recipe.scalars = {swiglu_limit()};
   recipe.kernel = aiter::block_scaled(shape, {padded, hidden, 1, kBlock}, Format::e2m1,
                                       aiter::decode_e8m0_scales);
   recipe.notes = {

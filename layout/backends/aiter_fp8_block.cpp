@@ -17,18 +17,16 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const std::int64_t padded = aiter::padded_fp8(shape);
   const Steps rows{PadHalves{.to = padded}};
   const Steps cols{PadCols{.to = padded}};
-  const Steps codes = aiter::device_codes(options);
-  const Steps w13_scale = aiter::device_scales(Slot::w13_scale, options, kBlock);
-  const Steps w2_scale = aiter::device_scales(Slot::w2_scale, options, kBlock);
+  const Fp8Device device = aiter::device(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, codes + rows, aiter::shuffled(8)),
-      tensor("w13_scale", Slot::w13_scale, w13_scale + rows, {}),
-      tensor("w2", Slot::w2, codes + cols, aiter::shuffled(8)),
-      tensor("w2_scale", Slot::w2_scale, w2_scale + cols, {}),
+      tensor("w13", Slot::w13, device.codes() + rows, aiter::shuffled(8)),
+      tensor("w13_scale", Slot::w13_scale, device.scales(Slot::w13_scale, kBlock) + rows, {}),
+      tensor("w2", Slot::w2, device.codes() + cols, aiter::shuffled(8)),
+      tensor("w2_scale", Slot::w2_scale, device.scales(Slot::w2_scale, kBlock) + cols, {}),
   };
   recipe.kernel = aiter::block_scaled(shape, {padded, shape.hidden, kBlock, kBlock},
-                                      aiter::fp8_codes(options), decode_as(Format::f32));
+                                      device.format(), decode_as(Format::f32));
   recipe.notes = {
       "scales stay in rows and columns: f32, a weight is code * scale",
       "a rank's part begins at r * P, not at r * I / T: the last ranks may hold zeros only"};
@@ -46,7 +44,7 @@ const Backend aiter_fp8_block{
     .family = "AMD aiter",
     .summary = "FP8 weights with 128 x 128 scales: padded halves, 16 x 16-byte tiles",
     .formats = {"fp8_block"},
-    .options = {aiter::fp8_device()},
+    .options = {aiter::device_option()},
     .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
     .loader = aiter::padded_to_128,
     .recipe = recipe,

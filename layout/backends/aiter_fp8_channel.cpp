@@ -13,17 +13,16 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const std::int64_t padded = aiter::padded_fp8(shape);
   const Steps rows{PadHalves{.to = padded}};
   const Steps cols{PadCols{.to = padded}};
-  const Steps codes = aiter::device_codes(options);
+  const Fp8Device device = aiter::device(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, codes + rows, aiter::shuffled(8)),
-      tensor("w13_scale", Slot::w13_scale, aiter::device_scales(Slot::w13_scale, options) + rows,
-             {}),
-      tensor("w2", Slot::w2, codes + cols, aiter::shuffled(8)),
-      tensor("w2_scale", Slot::w2_scale, aiter::device_scales(Slot::w2_scale, options), {}),
+      tensor("w13", Slot::w13, device.codes() + rows, aiter::shuffled(8)),
+      tensor("w13_scale", Slot::w13_scale, device.scales(Slot::w13_scale) + rows, {}),
+      tensor("w2", Slot::w2, device.codes() + cols, aiter::shuffled(8)),
+      tensor("w2_scale", Slot::w2_scale, device.scales(Slot::w2_scale), {}),
   };
-  recipe.kernel = aiter::block_scaled(shape, {padded, shape.hidden, 1, kWholeAxis},
-                                      aiter::fp8_codes(options), decode_as(Format::f32));
+  recipe.kernel = aiter::block_scaled(shape, {padded, shape.hidden, 1, kWholeAxis}, device.format(),
+                                      decode_as(Format::f32));
   recipe.notes = {"scales are f32 [experts, rows, 1]; those of w2 are whole on every rank",
                   "SGLang shuffles Quark weights only if the router weight goes on the input"};
   return recipe;
@@ -36,7 +35,7 @@ const Backend aiter_fp8_channel{
     .family = "AMD aiter",
     .summary = "FP8 weights with a scale per row: padded halves, 16 x 16-byte tiles",
     .formats = {"fp8_channel"},
-    .options = {aiter::fp8_device()},
+    .options = {aiter::device_option()},
     .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
     .loader = aiter::padded_to_128,
     .recipe = recipe,

@@ -1,11 +1,10 @@
 #pragma once
 
+#include "layout/backends/fp8_device.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/moe_weight_sizes.hpp"
 #include "layout/recode/float_cast.hpp"
-#include "layout/recode/fnuz.hpp"
-#include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/aiter.hpp"
 
 // What the aiter backends share.
@@ -13,22 +12,10 @@
 namespace moeref::backends::aiter {
 
 /// FP8 codes of gfx942 (MI300) are E4M3FNUZ, of gfx950 (MI355) E4M3FN.
-inline OptionInfo fp8_device() {
+inline OptionInfo device_option() {
   return {"device", {"gfx942", "gfx950"}, "gfx942 (MI300) has E4M3FNUZ, gfx950 (MI355) E4M3FN"};
 }
-inline bool is_fnuz(const Options& options) { return options.is("device", "gfx942"); }
-inline Format fp8_codes(const Options& options) {
-  return is_fnuz(options) ? Format::e4m3fnuz : Format::e4m3;
-}
-/// The recoding of loaded FP8 codes, and of their f32 scales.
-inline Steps device_codes(const Options& options) {
-  return is_fnuz(options) ? Steps{recode::e4m3fn_to_fnuz()} : Steps{};
-}
-/// `block`: rows and columns of the only blocks that the kernel knows, 0 = any.
-inline Steps device_scales(Slot slot, const Options& options, std::int64_t block = 0) {
-  const Steps f32{recode::scales_to_f32(slot, block)};
-  return is_fnuz(options) ? f32 + Steps{recode::double_scales()} : f32;
-}
+inline Fp8Device device(const Options& options) { return {options.is("device", "gfx942")}; }
 
 /// Every rank gets I / T rows rounded up to 128; gate, up and the columns of w2 each end in zeros.
 inline Loader padded_to_128(const LayerShape&, const Options&) { return {LoaderKind::padded, 128}; }

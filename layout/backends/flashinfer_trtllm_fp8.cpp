@@ -73,18 +73,17 @@ std::vector<ScalarRecipe> scalars(const LayerShape& shape, bool requantized) {
 /// factor before the activation.
 KernelReading reading(const LayerShape& shape, const trtllm::Padding& padding) {
   KernelReading kernel = trtllm::reading(shape, padding, Format::e4m3);
-  kernel.gate_factor = factor_from("output1_scale_gate");
+  kernel.gate_factor = factor("output1_scale_gate");
   kernel.up_factor = kernel.gate_factor;
   if (shape.gated) {
-    kernel.up_factor = [output1 = factor_from("output1_scale"),
-                        a2 = factor_from("w2_input_scale", 0)](const ScalarValues& values,
-                                                               std::int64_t expert) {
+    kernel.up_factor = [output1 = factor("output1_scale"), a2 = factor("w2_input_scale")](
+                           const ScalarValues& values, std::int64_t expert) {
       return output1(values, expert) * a2(values, expert);
     };
   }
-  kernel.down_factor = factor_from("output2_scale");
-  kernel.input_scale_13 = factor_from("w13_input_scale", 0);
-  kernel.input_scale_2 = factor_from("w2_input_scale", 0);
+  kernel.down_factor = factor("output2_scale");
+  kernel.input_scale_13 = factor("w13_input_scale");
+  kernel.input_scale_2 = factor("w2_input_scale");
   return kernel;
 }
 

@@ -1,4 +1,5 @@
 #include "layout/backends/readings.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
 #include "layout/recode/float_cast.hpp"
 
@@ -55,9 +56,9 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   recipe.scalars = {ones("output1_scale"), ones("output1_scale_gate"), ones("output2_scale"),
                     limit()};
   recipe.kernel = trtllm::reading(shape, padding, Format::e2m1, Format::e8m0, 1, kBlock);
-  recipe.kernel.gate_factor = factor_from("output1_scale_gate");
-  recipe.kernel.up_factor = factor_from("output1_scale");
-  recipe.kernel.down_factor = factor_from("output2_scale");
+  recipe.kernel.gate_factor = factor("output1_scale_gate");
+  recipe.kernel.up_factor = factor("output1_scale");
+  recipe.kernel.down_factor = factor("output2_scale");
   recipe.notes = {"alpha and beta are not passed: SiLU",
                   "the swiglu limit clamps before the activation"};
   if (options.is("reorder", "off_upstream")) {

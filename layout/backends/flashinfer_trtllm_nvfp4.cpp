@@ -110,13 +110,13 @@ class DivideBias final : public Recoder {
   int out_bits() const override { return 32; }
   void rewrite(const Place& at, std::span<const std::byte> in,
                std::span<std::byte> out) const override {
-    const float factor =
+    const float divisor =
         factors_[static_cast<std::size_t>(at.expert * halves_ + at.row / half_rows_)];
     const auto width = static_cast<std::size_t>(in_bits()) / 8;
     for (std::size_t i = 0; i < in.size() / width; ++i) {
       std::uint32_t code = 0;
       std::memcpy(&code, in.data() + i * width, width);
-      const float divided = decode(from_, code) / factor;
+      const float divided = decode(from_, code) / divisor;
       std::memcpy(out.data() + i * sizeof(float), &divided, sizeof(float));
     }
   }
@@ -165,29 +165,23 @@ Step divide_bias(Slot slot, const Factors& factors) {
 /// output1_scale_gate_scalar = g1_alphas, output1_scale_scalar = g1_scale_c (up and the
 /// quantization of GEMM2's input in one), output2_scale_scalar = g2_alphas.
 void read_factors(KernelReading& kernel, const LayerShape& shape) {
-  const auto reciprocal = [](std::string name) {
-    return [number = factor_from(std::move(name), 0)](const ScalarValues& values, std::int64_t e) {
-      return 1.0f / number(values, e);
-    };
-  };
-  kernel.gate_factor = factor_from("g1_alphas");
+  kernel.gate_factor = factor("g1_alphas");
   kernel.up_factor = kernel.gate_factor;
   if (shape.gated) {
-    kernel.up_factor = [output1 = factor_from("g1_scale_c"),
-                        quant = factor_from("w2_input_scale_quant", 0)](const ScalarValues& values,
-                                                                        std::int64_t e) {
+    kernel.up_factor = [output1 = factor("g1_scale_c"), quant = factor("w2_input_scale_quant")](
+                           const ScalarValues& values, std::int64_t e) {
       return output1(values, e) / quant(values, e);
     };
   }
-  kernel.down_factor = factor_from("g2_alphas");
+  kernel.down_factor = factor("g2_alphas");
   kernel.input_scale_13 = reciprocal("w13_input_scale_quant");
   kernel.input_scale_2 = reciprocal("w2_input_scale_quant");
   kernel.bias_before_factor = true;
   // Both accumulators are clamped at gemm1_clamp_limit, then scaled.
   const auto clamped = [clamp = parameter("gemm1_clamp_limit", shape, kNoLimit)](
                            const char* alphas) -> ScalarReader {
-    return [clamp, factor = factor_from(alphas)](const ScalarValues& values, std::int64_t e) {
-      return clamp(values, e) * factor(values, e);
+    return [clamp, of = factor(alphas)](const ScalarValues& values, std::int64_t e) {
+      return clamp(values, e) * of(values, e);
     };
   };
   kernel.alpha = parameter("gemm1_alpha", shape, 1.0f);

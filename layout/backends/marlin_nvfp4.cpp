@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "layout/backends/marlin_parts.hpp"
+#include "layout/backends/scalars.hpp"
 #include "layout/recode/marlin_decoders.hpp"
 #include "layout/recode/marlin_scales.hpp"
 #include "layout/tiles/marlin.hpp"
@@ -85,25 +86,19 @@ ScalarRecipe global_scale(std::string name, Slot scales, std::vector<float> Expe
           .formula = formula,
           .values = nullptr,
           .values_of_layer = [=](const LayerTensors& layer) {
-            const float factor = recode::marlin_scale_factor(layer.at(scales), made_by, params);
+            const float scale_factor =
+                recode::marlin_scale_factor(layer.at(scales), made_by, params);
             const std::vector<float>& stored = layer.scalars.*globals;
             if (stored.empty()) fail(layer.shape.model, "has no global scales; NVFP4 needs them");
             const auto step = static_cast<std::size_t>(is_w13 ? layer.shape.halves() : 1);
             std::vector<float> values;
             for (std::size_t i = 0; i < stored.size(); i += step) {
               const float global = rounded ? recode::round_to_params(stored[i], params) : stored[i];
-              const float biased = recode::marlin_global_scale(global, factor, params);
+              const float biased = recode::marlin_global_scale(global, scale_factor, params);
               values.push_back(rounded ? recode::round_to_params(biased, params) : biased);
             }
             return values;
           }};
-}
-
-/// The factor that the kernel multiplies the sums by, with what it leaves in the codes.
-std::function<float(const ScalarValues&, std::int64_t)> factor(std::string name, float unbiased) {
-  return [name = std::move(name), unbiased](const ScalarValues& values, std::int64_t expert) {
-    return values.find(name)->second[static_cast<std::size_t>(expert)] * unbiased;
-  };
 }
 
 KernelReading reading(const LayerShape& shape, const Sizes& padded, DType params) {
@@ -112,10 +107,11 @@ KernelReading reading(const LayerShape& shape, const Sizes& padded, DType params
   reading.block_cols = kBlock;
   reading.w13_scale = recode::decode_s0e5m3(params);
   reading.w2_scale = reading.w13_scale;
+  // What the kernel multiplies the sums by, with what it leaves in the codes.
   const float unbiased = params == DType::f16 ? kUnbiasedF16 : kUnbiasedBf16;
-  reading.gate_factor = factor("w13_scale_2", unbiased);
+  reading.gate_factor = factor_times(unbiased, "w13_scale_2");
   reading.up_factor = reading.gate_factor;
-  reading.down_factor = factor("w2_scale_2", unbiased);
+  reading.down_factor = factor_times(unbiased, "w2_scale_2");
   return reading;
 }
 

@@ -38,26 +38,6 @@ inline ScaleDecoder decode_as(Format format) {
   };
 }
 
-/// E8M0 bytes as a kernel reads them that builds a float by shifting: 0x00 is 0, 0xFF infinity.
-inline ScaleDecoder decode_shifted_e8m0() {
-  return [](std::span<const std::byte> scales) {
-    std::vector<float> values;
-    values.reserve(scales.size());
-    for (const std::byte byte : scales) {
-      values.push_back(decode_e8m0(std::to_integer<std::uint8_t>(byte), E8M0Decoder::shift23));
-    }
-    return values;
-  };
-}
-
-/// The factor of an expert: value `expert * per_expert + index` of the prepared scalar `name`.
-inline auto factor_from(std::string name, std::int64_t per_expert = 1, std::int64_t index = 0) {
-  return [name = std::move(name), per_expert, index](const ScalarValues& scalars,
-                                                     std::int64_t expert) {
-    return scalars.find(name)->second[static_cast<std::size_t>(expert * per_expert + index)];
-  };
-}
-
 /// The recipe's tensors for biases in the type they have, if the layer has any. `order`: of the
 /// kernel; `framework`: of the rows of w13 before it.
 inline void add_biases(Recipe& recipe, const LayerShape& shape, const std::vector<Step>& order = {},

@@ -90,9 +90,9 @@ KernelReading reading(const LayerShape& shape, const FormatParts& parts) {
   if (has_global_scales(parts.name)) {
     const std::string end = parts.block_scales ? "_scale_2" : "_scale";
     const std::int64_t halves = shape.halves();
-    kernel.gate_factor = factor_from("w13" + end, halves, 0);
-    kernel.up_factor = factor_from("w13" + end, halves, halves - 1);
-    kernel.down_factor = factor_from("w2" + end, 1, 0);
+    kernel.gate_factor = factor("w13" + end, halves, 0);
+    kernel.up_factor = factor("w13" + end, halves, halves - 1);
+    kernel.down_factor = factor("w2" + end, 1, 0);
   }
   return kernel;
 }

@@ -33,11 +33,6 @@ ScalarRecipe parameter(std::string name, std::vector<float> ExpertScalars::*valu
           }};
 }
 
-float value_of(const ScalarValues& values, const std::string& name, std::int64_t expert) {
-  const std::vector<float>& found = values.find(name)->second;
-  return found.size() == 1 ? found.front() : found[static_cast<std::size_t>(expert)];
-}
-
 }  // namespace
 
 float max_input_scale_13(const ExpertScalars& scalars, std::string_view backend) {
@@ -94,15 +89,24 @@ std::vector<ScalarRecipe> swiglu_arrays() {
           parameter("swiglu_limit", &ExpertScalars::limit)};
 }
 
-ScalarReader factor(std::string name) {
-  return [name = std::move(name)](const ScalarValues& values, std::int64_t expert) {
-    return value_of(values, name, expert);
+ScalarReader factor(std::string name, std::int64_t per_expert, std::int64_t index) {
+  return
+      [name = std::move(name), per_expert, index](const ScalarValues& values, std::int64_t expert) {
+        const std::vector<float>& found = values.find(name)->second;
+        if (found.size() == 1) return found.front();
+        return found[static_cast<std::size_t>(expert * per_expert + index)];
+      };
+}
+
+ScalarReader factor_times(float by, std::string name) {
+  return [by, of = factor(std::move(name))](const ScalarValues& values, std::int64_t expert) {
+    return by * of(values, expert);
   };
 }
 
 ScalarReader reciprocal(std::string name) {
-  return [name = std::move(name)](const ScalarValues& values, std::int64_t expert) {
-    return 1.0f / value_of(values, name, expert);
+  return [of = factor(std::move(name))](const ScalarValues& values, std::int64_t expert) {
+    return 1.0f / of(values, expert);
   };
 }
 

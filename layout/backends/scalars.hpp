@@ -34,8 +34,10 @@ ScalarRecipe one_scalar(std::string name, std::string formula,
 /// is not passed) if no expert has a limit and alpha is 1, beta 0.
 std::vector<ScalarRecipe> swiglu_arrays();
 
-/// Number `expert` of a prepared scalar, or its only one.
-ScalarReader factor(std::string name);
+/// Number `expert * per_expert + index` of a prepared scalar, or its only one.
+ScalarReader factor(std::string name, std::int64_t per_expert = 1, std::int64_t index = 0);
+/// by * number `expert`, or the only one: the kernel's codes or scales lack the factor `by`.
+ScalarReader factor_times(float by, std::string name);
 /// 1 / that number: an activation scale of which the kernel takes the quantizing multiplier.
 ScalarReader reciprocal(std::string name);
 /// The same number whatever is prepared.

@@ -7,6 +7,7 @@
 #include "layout/backends/scalars.hpp"
 #include "layout/recode/float_cast.hpp"
 #include "layout/recode/humming.hpp"
+#include "layout/recode/marlin_decoders.hpp"
 #include "layout/tiles/sm90.hpp"
 #include "quant/error.hpp"
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::int64_t kBlock = 32;
 constexpr int kLargestRange = 11;
+constexpr float kResidual = 64.0f;  ///< the kernel's factor over the residual
 
 /// The kernel's own order of codes and scales.
 struct KernelOrder {
@@ -66,12 +68,6 @@ ScalarRecipe residual(std::string name, Slot scale, recode::HummingRange range) 
           }};
 }
 
-ScalarReader residual_factor(std::string name) {
-  return [of = factor(std::move(name))](const ScalarValues& values, std::int64_t expert) {
-    return of(values, expert) * 64.0f;
-  };
-}
-
 /// The preparation of the padded tensors; a pad keeps code 0 and gets the lowest offset.
 Recipe humming_recipe(const cutlass::Padding& padding, recode::HummingRange range,
                       const KernelOrder& order) {
@@ -88,8 +84,8 @@ Recipe humming_recipe(const cutlass::Padding& padding, recode::HummingRange rang
   };
   recipe.scalars = {residual("w13_residual", Slot::w13_scale, range),
                     residual("w2_residual", Slot::w2_scale, range)};
-  recipe.kernel.gate_factor = recipe.kernel.up_factor = residual_factor("w13_residual");
-  recipe.kernel.down_factor = residual_factor("w2_residual");
+  recipe.kernel.gate_factor = recipe.kernel.up_factor = factor_times(kResidual, "w13_residual");
+  recipe.kernel.down_factor = factor_times(kResidual, "w2_residual");
   recipe.notes = {"codes more than max_range binades below the expert's largest scale are rounded",
                   "activations are FP8; the residual is folded into their scale"};
   return recipe;
@@ -137,7 +133,8 @@ Recipe recipe(std::string_view backend, const LayerShape& shape, const Options& 
   kernel.gate_factor = recipe.kernel.gate_factor;
   kernel.up_factor = recipe.kernel.up_factor;
   kernel.down_factor = recipe.kernel.down_factor;
-  cutlass::read_scales(kernel, 1, kBlock, humming ? decode_offsets : decode_shifted_e8m0());
+  cutlass::read_scales(kernel, 1, kBlock,
+                       humming ? decode_offsets : recode::decode_marlin_e8m0(1.0f));
   recipe.kernel = std::move(kernel);
   return recipe;
 }

@@ -1,5 +1,4 @@
 #include "layout/backends/triton_parts.hpp"
-#include "layout/recode/ue8m0.hpp"
 
 namespace moeref::backends {
 namespace {
@@ -7,23 +6,20 @@ namespace {
 constexpr std::int64_t kBlock = 128;
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
-  const Steps codes = fnuz_codes(options);
-  const auto scales = [&options](Slot slot) {
-    return Steps{recode::scales_to_f32(slot, kBlock)} + fnuz_scales(options);
-  };
+  const Fp8Device device = fp8_device(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, codes, {}),
-      tensor("w13_scale", Slot::w13_scale, scales(Slot::w13_scale), {}),
-      tensor("w2", Slot::w2, codes, {}),
-      tensor("w2_scale", Slot::w2_scale, scales(Slot::w2_scale), {}),
+      tensor("w13", Slot::w13, device.codes(), {}),
+      tensor("w13_scale", Slot::w13_scale, device.scales(Slot::w13_scale, kBlock), {}),
+      tensor("w2", Slot::w2, device.codes(), {}),
+      tensor("w2_scale", Slot::w2_scale, device.scales(Slot::w2_scale, kBlock), {}),
   };
   add_biases(recipe, shape);
   recipe.kernel = {
       .order = gate_first(shape),
       .intermediate = shape.intermediate,
       .hidden = shape.hidden,
-      .codes = fp8_codes(options),
+      .codes = device.format(),
       .block_rows = kBlock,
       .block_cols = kBlock,
       .w13_scale = decode_as(Format::f32),

@@ -1,20 +1,16 @@
 #include "layout/backends/triton_parts.hpp"
-#include "layout/recode/ue8m0.hpp"
 
 namespace moeref::backends {
 namespace {
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
-  const Steps codes = fnuz_codes(options);
-  const auto scales = [&options](Slot slot) {
-    return Steps{recode::scales_to_f32(slot)} + fnuz_scales(options);
-  };
+  const Fp8Device device = fp8_device(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, codes, stepped_over_columns(options, shape.hidden)),
-      tensor("w13_scale", Slot::w13_scale, scales(Slot::w13_scale), {}),
-      tensor("w2", Slot::w2, codes, stepped_over_columns(options, shape.intermediate)),
-      tensor("w2_scale", Slot::w2_scale, scales(Slot::w2_scale), {}),
+      tensor("w13", Slot::w13, device.codes(), stepped_over_columns(options, shape.hidden)),
+      tensor("w13_scale", Slot::w13_scale, device.scales(Slot::w13_scale), {}),
+      tensor("w2", Slot::w2, device.codes(), stepped_over_columns(options, shape.intermediate)),
+      tensor("w2_scale", Slot::w2_scale, device.scales(Slot::w2_scale), {}),
   };
   add_biases(recipe, shape);
   recipe.kernel = {
@@ -22,7 +18,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
       .intermediate = shape.intermediate,
       .hidden = shape.hidden,
       .unread_k = unread_k(options),
-      .codes = fp8_codes(options),
+      .codes = device.format(),
       .block_rows = 1,
       .block_cols = kWholeAxis,
       .w13_scale = decode_as(Format::f32),

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "layout/backends/misplaced_rows.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/triton_parts.hpp"
 #include "layout/recode/max_requantize.hpp"
@@ -11,12 +12,10 @@ constexpr std::string_view kName = "triton_fp8_tensor";
 
 bool is_ct(const Options& options) { return options.is("requantize", "ct_upstream"); }
 
-/// The rank's own size is the offset of the second shard. Source: sglang@02d5e1b5edc2
-/// compressed_tensors_w8a8_fp8_moe.py process_weights_after_loading
-Step requantization(const LayerShape& shape, const Options& options) {
-  const Recode requantize = recode::max_requantize_w13(is_fnuz(options));
-  if (!is_ct(options)) return requantize;
-  return recode::misplaced(requantize, shape.stride, shape.full_intermediate / shape.tp_size);
+Step requantization(const LayerShape& shape, const Options& options, std::int64_t half_rows) {
+  const bool fnuz = fp8_device(options).fnuz;
+  if (!is_ct(options)) return recode::max_requantize_w13(fnuz);
+  return misplaced_requantization(kName, "requantize=ct_upstream", shape, half_rows, fnuz);
 }
 
 /// compressed-tensors allocates by aiter's rule on every platform.
@@ -25,63 +24,58 @@ Loader loader(const LayerShape&, const Options& options) {
 }
 
 ScalarRecipe input_scale(std::string name, std::vector<float> ExpertScalars::*stored,
-                         const Options& options) {
+                         const Fp8Device& device) {
   return {.name = std::move(name),
-          .formula = is_fnuz(options) ? "2 * max over all experts" : "max over all experts",
+          .formula = device.fnuz ? "2 * max over all experts" : "max over all experts",
           .per_expert = false,
-          .values = [stored, options](const ExpertScalars& scalars, const LayerShape&) {
+          .values = [stored, device](const ExpertScalars& scalars, const LayerShape&) {
             const std::vector<float>& all = scalars.*stored;
             if (all.empty()) return std::vector<float>{};
-            return fnuz_factors(options, {*std::max_element(all.begin(), all.end())});
+            return device.factors({*std::max_element(all.begin(), all.end())});
           }};
 }
 
-std::vector<ScalarRecipe> scalars(const Options& options) {
-  const std::string twice = is_fnuz(options) ? "2 * " : "";
-  const auto w13 = [options](const ExpertScalars& scalars, const LayerShape& shape) {
-    return fnuz_factors(options, recode::max_scale(scalars, shape));
+std::vector<ScalarRecipe> scalars(const Fp8Device& device) {
+  const std::string twice = device.fnuz ? "2 * " : "";
+  const auto w13 = [device](const ExpertScalars& scalars, const LayerShape& shape) {
+    return device.factors(recode::max_scale(scalars, shape));
   };
-  const auto w2 = [options](const ExpertScalars& scalars, const LayerShape&) {
-    return fnuz_factors(options, scalars.w2_scale);
+  const auto w2 = [device](const ExpertScalars& scalars, const LayerShape&) {
+    return device.factors(scalars.w2_scale);
   };
   return {{"w13_scale", twice + "max(w13_scale[e][gate], w13_scale[e][up])", true, w13},
           {"w2_scale", twice + "w2_scale[e]", true, w2},
-          input_scale("w13_input_scale", &ExpertScalars::w13_input_scale, options),
-          input_scale("w2_input_scale", &ExpertScalars::w2_input_scale, options)};
+          input_scale("w13_input_scale", &ExpertScalars::w13_input_scale, device),
+          input_scale("w2_input_scale", &ExpertScalars::w2_input_scale, device)};
 }
 
 Recipe recipe(const LayerShape& shape, const Options& options) {
-  if (is_ct(options) && !shape.gated) {
-    fail(kName, "requantize=ct_upstream has a gate and an up half; {} is not gated", shape.model);
-  }
   const std::int64_t rows = is_ct(options) ? round_up(shape.stride, 128) : shape.intermediate;
   const bool pads = rows != shape.intermediate;
   const Steps half_rows = pads ? Steps{PadHalves{.to = rows}} : Steps{};
   const Steps w2_cols = pads ? Steps{PadCols{.to = rows}} : Steps{};
-  const Steps fnuz = fnuz_codes(options);
+  const Fp8Device device = fp8_device(options);
   Recipe recipe;
   recipe.tensors = {
-      tensor("w13", Slot::w13, fnuz + Steps{requantization(shape, options)} + half_rows,
+      tensor("w13", Slot::w13,
+             device.codes() + Steps{requantization(shape, options, rows)} + half_rows,
              stepped_over_columns(options, shape.hidden)),
-      tensor("w2", Slot::w2, fnuz + w2_cols, stepped_over_columns(options, rows)),
+      tensor("w2", Slot::w2, device.codes() + w2_cols, stepped_over_columns(options, rows)),
   };
   add_biases(recipe, shape, {}, half_rows);
-  recipe.scalars = scalars(options);
+  recipe.scalars = scalars(device);
   recipe.kernel = {
       .order = gate_first(shape),
       .intermediate = rows,
       .hidden = shape.hidden,
       .unread_k = unread_k(options),
-      .codes = fp8_codes(options),
-      .gate_factor = factor_from("w13_scale"),
-      .up_factor = factor_from("w13_scale"),
-      .down_factor = factor_from("w2_scale"),
+      .codes = device.format(),
+      .gate_factor = factor("w13_scale"),
+      .up_factor = factor("w13_scale"),
+      .down_factor = factor("w2_scale"),
   };
   recipe.notes = padding_notes(options);
-  if (pads) {
-    recipe.notes.emplace_back(
-        "upstream defect: rows are requantized as if the up half began at the rank's own size");
-  }
+  if (is_ct(options)) note_misplaced_rows(recipe, shape, rows);
   return recipe;
 }
 

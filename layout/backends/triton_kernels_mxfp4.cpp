@@ -6,6 +6,7 @@
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/swiglu_numbers.hpp"
 #include "layout/recode/float_cast.hpp"
+#include "layout/recode/marlin_decoders.hpp"
 #include "layout/recode/ue8m0.hpp"
 #include "layout/recode/upcast.hpp"
 #include "layout/tiles/triton.hpp"
@@ -101,7 +102,7 @@ void add_mxfp4(Recipe& recipe, const Swizzle& swizzle, const Options& options, c
       tensor("w2_scale", Slot::w2_scale, exponents(Slot::w2_scale) + w2, scales),
   };
   const ScaleDecoder decoder =
-      swizzle.shifts_scales ? decode_shifted_e8m0() : decode_as(Format::e8m0);
+      swizzle.shifts_scales ? recode::decode_marlin_e8m0(1.0f) : decode_as(Format::e8m0);
   recipe.kernel.codes = Format::e2m1;
   recipe.kernel.block_rows = 1;
   recipe.kernel.block_cols = 32;

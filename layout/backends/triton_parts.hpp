@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "layout/backends/fp8_device.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
-#include "layout/recode/fnuz.hpp"
 
 // What SGLang's Triton FP8 backends share.
 
@@ -23,6 +23,7 @@ inline OptionInfo moe_padding_option() {
 inline OptionInfo fnuz_option() {
   return {"fnuz", {"off", "on"}, "MI300 reads E4M3FNUZ: 0x80 becomes 0x00, scales double"};
 }
+inline Fp8Device fp8_device(const Options& options) { return {options.is("fnuz", "on")}; }
 
 /// The zero columns that the kernel steps over. K stays as it is.
 inline Steps stepped_over_columns(const Options& options, std::int64_t k) {
@@ -34,24 +35,6 @@ inline std::int64_t unread_k(const Options& options) {
 inline std::vector<std::string> padding_notes(const Options& options) {
   if (unread_k(options) == 0) return {};
   return {"upstream defect: the kernel subtracts 128 from K though nothing was padded"};
-}
-
-inline bool is_fnuz(const Options& options) { return options.is("fnuz", "on"); }
-inline Format fp8_codes(const Options& options) {
-  return is_fnuz(options) ? Format::e4m3fnuz : Format::e4m3;
-}
-inline Steps fnuz_codes(const Options& options) {
-  return is_fnuz(options) ? Steps{recode::e4m3fn_to_fnuz()} : Steps{};
-}
-inline Steps fnuz_scales(const Options& options) {
-  return is_fnuz(options) ? Steps{recode::double_scales()} : Steps{};
-}
-/// A list with every scale doubled if the device reads FNUZ.
-inline std::vector<float> fnuz_factors(const Options& options, std::vector<float> scales) {
-  if (is_fnuz(options)) {
-    for (float& scale : scales) scale = recode::doubled_scale(scale);
-  }
-  return scales;
 }
 
 }  // namespace moeref::backends

@@ -14,6 +14,8 @@ namespace moeref {
 namespace {
 
 using namespace testing;
+using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(AiterFp8Block, LeavesTheLastRanksEmptyWhenHalvesArePadded) {
   // 1536 rows on 8 ranks: 192 each become 256, of which six ranks use all.
@@ -122,6 +124,22 @@ TEST(AiterFp8Tensor, UpstreamOffsetsGiveFullRanksOfGateTheScaleOfUp) {
   EXPECT_THAT(rows, ::testing::Contains(::testing::Pair(0, ::testing::Ge(192))));
   EXPECT_THAT(rows, ::testing::Each(::testing::AnyOf(::testing::Pair(0, ::testing::Ge(192)),
                                                      ::testing::Pair(1, ::testing::Ge(128)))));
+}
+
+TEST(AiterFp8Tensor, NotesMisplacedRowsWhereverThereAreSome) {
+  const auto note = [](std::int64_t intermediate, const Shard& rank, const char* option) {
+    return prepared({"aiter_fp8_tensor", {option}, ""}, layer_of("fp8_tensor", 1, 32, intermediate),
+                    rank)
+        .recipe.notes.back();
+  };
+  const Shard rank{.tp_rank = 5, .tp_size = 8};  // 256 rows, none of them padding
+  constexpr const char* kUpstream = "requantize=unpadded_offset_upstream";
+  EXPECT_THAT(note(1536, rank, kUpstream), HasSubstr("upstream defect: rows are requantized as if "
+                                                     "the up half began at row 192"));
+  EXPECT_THAT(note(96, {}, kUpstream),
+              HasSubstr("began at row 96 of the rank, it begins at row 128"));
+  EXPECT_THAT(note(1024, rank, kUpstream), Not(HasSubstr("defect")));
+  EXPECT_THAT(note(1536, rank, "requantize=per_half"), Not(HasSubstr("defect")));
 }
 
 TEST(AiterMxfp4, ShufflesTheScalesOfAllExpertsTogether) {

@@ -61,13 +61,13 @@ Recipe changed_recipe(const LayerShape& shape, const Options&) {
   kernel.codes = shape.block_cols != 0 ? Format::e2m1 : Format::bf16;
   kernel.bias_before_factor = change.bias_before_factor;
   for (const ScalarRecipe& scalar : change.scalars) {
-    if (scalar.name == "gate") kernel.gate_factor = backends::factor_from("gate");
-    if (scalar.name == "up") kernel.up_factor = backends::factor_from("up");
+    if (scalar.name == "gate") kernel.gate_factor = backends::factor("gate");
+    if (scalar.name == "up") kernel.up_factor = backends::factor("up");
     if (scalar.name == "swiglu_alpha") kernel.alpha = parameter(scalar.name, shape, 1.0f);
     if (scalar.name == "swiglu_beta") kernel.beta = parameter(scalar.name, shape, 0.0f);
     if (scalar.name == "swiglu_limit") kernel.limit = parameter(scalar.name, shape, kNoLimit);
     if (scalar.name == "up_limit") kernel.up_limit = parameter(scalar.name, shape, kNoLimit);
-    if (scalar.name == "down") kernel.down_factor = backends::factor_from("down");
+    if (scalar.name == "down") kernel.down_factor = backends::factor("down");
     if (scalar.name == "a1") {
       kernel.input_scale_13 = [](const ScalarValues& values, std::int64_t) {
         return values.find("a1")->second.front();

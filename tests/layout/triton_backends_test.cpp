@@ -248,6 +248,23 @@ TEST(TritonFp8Tensor, RequantizesAtTheUnalignedOffsetAsCompressedTensorsDoes) {
   EXPECT_EQ(make(testing::find(prepared, "w13"), 1).bytes, buffer);
 }
 
+TEST(TritonFp8Tensor, NotesMisplacedRowsWhereverThereAreSome) {
+  const Backend& backend = find_backend("triton_fp8_tensor");
+  const auto notes = [&backend](std::int64_t intermediate, const Shard& rank, const char* option) {
+    const std::vector<std::string> texts{option};
+    const MoeLayer layer = sample_layer(
+        {.experts = 1, .hidden = 32, .intermediate = intermediate, .weight_format = "fp8_tensor"});
+    return plan_layer(backend, parse_options(backend, texts), layer, rank).recipe.notes;
+  };
+  const Shard rank{.tp_rank = 5, .tp_size = 8};  // 256 rows, none of them padding
+  EXPECT_THAT(notes(1536, rank, "requantize=ct_upstream"),
+              ElementsAre(HasSubstr("as if the up half began at row 192 of the rank, it begins at "
+                                    "row 256")));
+  EXPECT_THAT(notes(150, {}, "requantize=ct_upstream"), ElementsAre(HasSubstr("row 150")));
+  EXPECT_TRUE(notes(1024, rank, "requantize=ct_upstream").empty());
+  EXPECT_TRUE(notes(1536, rank, "requantize=per_half").empty());
+}
+
 TEST(TritonFp8Tensor, RefusesTheCompressedTensorsVariantWithoutAGate) {
   const MoeLayer layer = sample_layer({.gated = false, .weight_format = "fp8_tensor"});
   EXPECT_THAT(error_of([&] { prepare("triton_fp8_tensor", {"requantize=ct_upstream"}, layer); }),
