@@ -35,7 +35,7 @@ Outcome audit_trial(const Backend& backend, const Options& options, const Trial&
 Outcome try_audit(const Backend& backend, const Options& options, Trial trial, int threads) {
   Outcome outcome = audit_trial(backend, options, trial, threads);
   if (outcome.report || !trial.shape.gated || trial.shape.bias) return outcome;
-  trial.shape.limit = 10.0f;
+  trial.shape.limit = 0.5f;
   Outcome limited = audit_trial(backend, options, trial, threads);
   return limited.report ? limited : outcome;
 }
@@ -86,21 +86,27 @@ Variant try_variant(const Backend& backend, std::vector<std::string> texts, int 
   const Options options = parse_options(backend, variant.texts);
   struct Awkward {
     std::int64_t hidden, intermediate;
-    bool gated;
+    bool gated = true;
+    bool bias = false;
+    float limit = kNoLimit;
   };
-  constexpr std::array<Awkward, 7> kAwkward{{{128, 96, true},
-                                             {128, 72, true},
-                                             {128, 104, true},
-                                             {128, 80, true},
-                                             {128, 96, false},
-                                             {256, 128, true},
-                                             {512, 256, true}}};
-  constexpr std::int64_t kEnough = 3;
-  for (const Awkward& awkward : kAwkward) {
+  const std::vector<Awkward> all{{256, 128, true, false, 0.5f},
+                                 {256, 128, true, true},
+                                 {128, 96},
+                                 {128, 72},
+                                 {128, 104},
+                                 {128, 80},
+                                 {128, 96, false},
+                                 {256, 128},
+                                 {512, 256}};
+  constexpr std::int64_t kEnough = 5;
+  for (const Awkward& awkward : all) {
     Trial trial;
     trial.shape.hidden = awkward.hidden;
     trial.shape.intermediate = awkward.intermediate;
     trial.shape.gated = awkward.gated;
+    trial.shape.bias = awkward.bias;
+    trial.shape.limit = awkward.limit;
     trial.shape.weight_format = backend.formats.front();
     const Outcome outcome = try_audit(backend, options, trial, threads);
     if (!outcome.report) {

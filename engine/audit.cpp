@@ -157,7 +157,7 @@ std::optional<Break> audit_any(const Backend& backend, const Options& options, S
                                bool try_all, int threads) {
   std::optional<Break> first;
   for (const auto& [bias, limit] :
-       {std::pair{false, kNoLimit}, std::pair{false, 10.0f}, std::pair{true, kNoLimit}}) {
+       {std::pair{false, kNoLimit}, std::pair{false, 0.5f}, std::pair{true, kNoLimit}}) {
     shape.bias = bias;
     shape.limit = limit;
     try {
@@ -174,7 +174,7 @@ std::optional<Break> audit_any(const Backend& backend, const Options& options, S
 }  // namespace
 
 std::optional<Break> smallest_break(const Backend& backend, const Options& options, int threads) {
-  constexpr std::int64_t kManyWeights = 64 * 1024;  // some reach the limit of the activation
+  constexpr std::int64_t kManyWeights = 16 * 1024;  // some reach the limit of the activation
   bool tried_all = false;
   for (const SampleShape& shape : break_candidates(backend)) {
     const bool many = shape.gated && shape.hidden * shape.intermediate >= kManyWeights;

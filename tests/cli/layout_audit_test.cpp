@@ -43,6 +43,18 @@ TEST(LayoutAudit, FindsTheSmallestShapeThatAVariantBreaks) {
   EXPECT_GT(variant["smallest_broken"]["differing"], 0);
 }
 
+TEST(LayoutAudit, FindsAnActivationThatTheKernelLacks) {
+  expect_refused("layout audit flashinfer_cutedsl_v2 --shape limit=0.5", {"limit", "0.5"});
+  const json dropped = json_of(
+      "layout audit flashinfer_cutedsl_v2 --shape limit=0.5 --option swiglu=dropped_upstream", 1);
+  EXPECT_NE(dropped["first_difference"].get<std::string>().find("activation"), std::string::npos);
+  const json report = json_of("layout audit flashinfer_cutedsl_v2");
+  EXPECT_FALSE(report["variants"]["swiglu=dropped_upstream"]["survives"].get<bool>());
+  EXPECT_NE(
+      report["variants"]["swiglu=dropped_upstream"]["shape"].get<std::string>().find("limit="),
+      std::string::npos);
+}
+
 TEST(Golden, WritesTheWeightsOfABackend) {
   const TempFolder folder;
   const std::string out = (folder / "out").string();

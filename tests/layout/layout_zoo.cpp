@@ -37,9 +37,10 @@ struct Kind {
   Format tile_scales = Format::f32;
 };
 constexpr Kind kSilu{true, false, false, kNoLimit};
-constexpr Kind kLimited{true, false, false, 10.0f};
+/// A limit that values of every format reach.
+constexpr Kind kLimited{true, false, false, 0.5f};
 /// Gate and up in one tensor, with one global scale.
-constexpr Kind kLimitedFile{true, false, true, 10.0f};
+constexpr Kind kLimitedFile{true, false, true, 0.5f};
 constexpr Kind kGptOss{true, true, false, kNoLimit};
 constexpr Kind kGptOssFile{true, true, true, kNoLimit};
 constexpr Kind kRelu2{false, false, false, kNoLimit};
