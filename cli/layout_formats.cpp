@@ -2,29 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
 #include <string>
+#include <utility>
 
-#include "io/quantization_config.hpp"
-#include "quant/error.hpp"
 #include "quant/formats.hpp"
 
 namespace moeref::cli {
 namespace {
-
-constexpr std::array<WeightForm, 10> kForms{{
-    {weight_formats::kMxfp4, Format::e2m1, true, Format::e8m0, 1, 32, false},
-    {weight_formats::kNvfp4, Format::e2m1, true, Format::ue4m3, 1, 16, true},
-    {weight_formats::kNvfp4Ct, Format::e2m1, true, Format::ue4m3, 1, 16, true},
-    {weight_formats::kFp8Tensor, Format::e4m3, true, Format::f32, kWholeAxis, kWholeAxis, false},
-    {weight_formats::kFp8Channel, Format::e4m3, true, Format::f32, 1, kWholeAxis, false},
-    {weight_formats::kFp8Block, Format::e4m3, true, Format::f32, 128, 128, false},
-    {weight_formats::kMxfp8, Format::e4m3, true, Format::e8m0, 1, 32, false},
-    {weight_formats::kBf16, Format::bf16},
-    {weight_formats::kF16, Format::f16},
-    {weight_formats::kF32, Format::f32},
-}};
 
 /// The matrices of one projection pair: w13 or w2.
 struct Matrix {
@@ -60,19 +44,6 @@ TensorStack empty_scales(const WeightForm& form, std::int64_t experts, const Mat
 }
 
 }  // namespace
-
-bool has_block_scales(const WeightForm& form) {
-  return form.has_scales && form.block_rows != kWholeAxis;
-}
-
-const WeightForm& find_weight_form(std::string_view subject, std::string_view name) {
-  std::string known;
-  for (const WeightForm& form : kForms) {
-    if (form.name == name) return form;
-    known += (known.empty() ? "" : ", ") + std::string(form.name);
-  }
-  fail(subject, "'{}' is no weight format; known: {}", name, known);
-}
 
 std::int64_t block_count(std::int64_t weight_size, std::int64_t block) {
   return block == kWholeAxis ? 1 : ceil_div(weight_size, block);

@@ -1,7 +1,9 @@
 #include "layout/layer_tensors.hpp"
 
+#include <algorithm>
 #include <span>
 
+#include "layout/weight_form.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 
@@ -41,7 +43,18 @@ TensorStack zero_bias(const MoeLayer& layer, const MoeLayer& whole) {
   return stack;
 }
 
-bool has_tensor_scale(const std::string& format) { return format == "fp8_tensor"; }
+/// Null: no weight format.
+const WeightForm* form_of(std::string_view name) {
+  const std::span<const WeightForm> forms = weight_forms();
+  const auto found = std::find_if(forms.begin(), forms.end(),
+                                  [name](const WeightForm& form) { return form.name == name; });
+  return found == forms.end() ? nullptr : &*found;
+}
+
+bool has_tensor_scale(std::string_view weight_format) {
+  const WeightForm* form = form_of(weight_format);
+  return form != nullptr && form->block_rows == kWholeAxis;
+}
 
 /// The factor of a whole matrix, as one that multiplies.
 float factor_of(const ScaledMatrix& matrix, bool tensor_scale) {
@@ -102,7 +115,8 @@ std::vector<float> per_expert(const std::vector<float>& values, float all, std::
 std::string_view name(Slot slot) { return kSlotNames[static_cast<std::size_t>(slot)]; }
 
 bool has_global_scales(std::string_view weight_format) {
-  return weight_format == "nvfp4" || weight_format == "nvfp4_ct" || weight_format == "fp8_tensor";
+  const WeightForm* form = form_of(weight_format);
+  return form != nullptr && (form->has_globals || has_tensor_scale(weight_format));
 }
 
 const TensorStack& LayerTensors::at(Slot slot) const {

@@ -2,56 +2,19 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "layout/weight_form.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 
 namespace moeref {
 namespace {
-
-enum class Spread : std::uint8_t { none, groups, tiles, channel, tensor };
-
-/// How a checkpoint stores the matrices of one weight format.
-struct StoredForm {
-  std::string_view name;
-  Format codes;
-  Spread spread = Spread::none;
-  Format scales = Format::f32;
-  std::int64_t block = 1;  ///< columns of a group, rows and columns of a tile
-  GlobalScaleRule rule = GlobalScaleRule::none;
-  bool input_scales = false;
-};
-
-constexpr std::array<StoredForm, 10> kForms{{
-    {"mxfp4", Format::e2m1, Spread::groups, Format::e8m0, 32},
-    {"nvfp4", Format::e2m1, Spread::groups, Format::ue4m3, 16, GlobalScaleRule::multiply, true},
-    {"nvfp4_ct", Format::e2m1, Spread::groups, Format::ue4m3, 16, GlobalScaleRule::divide, true},
-    {"fp8_tensor", Format::e4m3, Spread::tensor, Format::f32, 1, GlobalScaleRule::none, true},
-    {"fp8_channel", Format::e4m3, Spread::channel},
-    {"fp8_block", Format::e4m3, Spread::tiles, Format::f32, 128},
-    {"mxfp8", Format::e4m3, Spread::groups, Format::e8m0, 32},
-    {"bf16", Format::bf16},
-    {"f16", Format::f16},
-    {"f32", Format::f32},
-}};
-
-const StoredForm& find_form(const std::string& name) {
-  const auto found = std::find_if(kForms.begin(), kForms.end(),
-                                  [&](const StoredForm& form) { return form.name == name; });
-  if (found != kForms.end()) return *found;
-  std::vector<std::string_view> names;
-  for (const StoredForm& form : kForms) names.push_back(form.name);
-  fail(name, "is no weight format; choose {}", fmt::join(names, ", "));
-}
 
 /// Random bits that are a function of seed, stream and index: the finaliser of splitmix64 over a
 /// counter. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA
@@ -107,13 +70,16 @@ std::uint32_t scale_code(Format format, std::uint64_t bits) {
   return format == Format::bf16 ? number >> 16 : number;
 }
 
+/// A scale of several rows and columns, but not of all.
+bool has_tiles(const WeightForm& form) { return has_block_scales(form) && form.block_rows > 1; }
+
 using Draw = std::uint32_t (*)(Format format, std::uint64_t bits);
 
 /// What the tensors of a layer are made with.
 class LayerMaker {
  public:
-  LayerMaker(const SampleShape& shape, const StoredForm& form) : shape_(shape), form_(form) {
-    if (form_.spread == Spread::tiles) form_.scales = shape.tile_scales;
+  LayerMaker(const SampleShape& shape, const WeightForm& form) : shape_(shape), form_(form) {
+    if (has_tiles(form_)) form_.scales = shape.tile_scales;
   }
 
   MoeLayer make() {
@@ -133,7 +99,7 @@ class LayerMaker {
       add(&Expert::up, &Expert::up_bias, "up", false);
     }
     add(&Expert::down, &Expert::down_bias, "down", true);
-    if (form_.input_scales) add_input_scales();
+    if (form_.has_input_scales) add_input_scales();
     return std::move(layer_);
   }
 
@@ -179,9 +145,10 @@ class LayerMaker {
 
   /// A matrix with codes and scales of its own.
   ScaledMatrix matrix(std::string name, std::int64_t rows, std::int64_t cols) {
-    if (form_.spread == Spread::groups && cols % form_.block != 0) {
+    const bool grouped = form_.block_rows == 1 && form_.block_cols != kWholeAxis;
+    if (grouped && cols % form_.block_cols != 0) {
       fail(form_.name, "needs K that is a multiple of {}, {} has {}; choose another size",
-           form_.block, name, cols);
+           form_.block_cols, name, cols);
     }
     ScaledMatrix made;
     made.name = std::move(name);
@@ -190,42 +157,30 @@ class LayerMaker {
     made.codes = {.data = buffer(form_.codes, rows * cols, weight_code),
                   .format = form_.codes,
                   .row_stride = cols};
-    if (form_.spread != Spread::none) made.scales = scales(rows, cols);
-    made.global_rule = form_.rule;
-    if (form_.rule != GlobalScaleRule::none) made.global_scale = factor(-12);
+    if (form_.has_scales) made.scales = scales(rows, cols);
+    made.global_rule = form_.globals;
+    if (form_.has_globals) made.global_scale = factor(-12);
     return made;
   }
 
   ScaleGrid scales(std::int64_t rows, std::int64_t cols) {
+    const bool all_rows = form_.block_rows == kWholeAxis;
+    const bool all_cols = form_.block_cols == kWholeAxis;
     ScaleGrid grid{.format = form_.scales};
-    switch (form_.spread) {
-      case Spread::groups:
-        grid.block_cols = form_.block;
-        break;
-      case Spread::tiles:
-        grid.block_rows = form_.block;
-        grid.block_cols = form_.block;
-        break;
-      case Spread::channel:
-        grid.block_cols = cols;
-        break;
-      default:
-        grid.block_rows = rows;
-        grid.block_cols = cols;
-    }
+    grid.block_rows = all_rows ? rows : form_.block_rows;
+    grid.block_cols = all_cols ? cols : form_.block_cols;
     const std::int64_t block_rows = ceil_div(rows, grid.block_rows);
     const std::int64_t block_cols = ceil_div(cols, grid.block_cols);
     grid.data = buffer(form_.scales, block_rows * block_cols, scale_code);
-    const bool one_scale = form_.spread == Spread::tensor;
-    grid.row_stride = one_scale ? 0 : block_cols;
-    grid.col_stride = one_scale || form_.spread == Spread::channel ? 0 : 1;
+    grid.row_stride = all_rows ? 0 : block_cols;
+    grid.col_stride = all_cols ? 0 : 1;
     return grid;
   }
 
   /// A factor of a whole tensor, as the checkpoint stores it.
   float factor(int lowest) {
     const float value = positive(next_stream()(0), lowest, 2);
-    return form_.rule == GlobalScaleRule::divide ? 1.0f / value : value;
+    return form_.globals == GlobalScaleRule::divide ? 1.0f / value : value;
   }
 
   ScaledMatrix bias(std::string name, std::int64_t size) {
@@ -293,7 +248,7 @@ class LayerMaker {
   }
 
   const SampleShape& shape_;
-  StoredForm form_;
+  WeightForm form_;
   MoeLayer layer_;
   std::uint64_t streams_ = 0;
 };
@@ -301,7 +256,7 @@ class LayerMaker {
 }  // namespace
 
 MoeLayer sample_layer(const SampleShape& shape) {
-  const StoredForm& form = find_form(shape.weight_format);
+  const WeightForm& form = find_weight_form("sample layer", shape.weight_format);
   if (shape.experts < 1 || shape.hidden < 1 || shape.intermediate < 1) {
     fail("sample layer", "has {} experts, hidden {}, intermediate {}; all must be at least 1",
          shape.experts, shape.hidden, shape.intermediate);
@@ -311,7 +266,7 @@ MoeLayer sample_layer(const SampleShape& shape) {
     fail("sample layer", "has {} scales of tiles; checkpoints have f32, bf16 or e8m0",
          name(shape.tile_scales));
   }
-  const bool one_scale_for_rows = form.spread == Spread::tiles || form.spread == Spread::tensor;
+  const bool one_scale_for_rows = form.has_scales && form.block_rows != 1;
   if (shape.interleaved && (!shape.gated || one_scale_for_rows)) {
     fail("sample layer", "cannot alternate gate and up rows: {}",
          !shape.gated ? "it is not gated" : "a scale of " + shape.weight_format + " covers rows");

@@ -1,36 +1,12 @@
-#include <algorithm>
-
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/backends/scalars.hpp"
+#include "layout/weight_form.hpp"
+#include "quant/error.hpp"
 #include "quant/formats.hpp"
 
 namespace moeref::backends {
 namespace {
-
-/// What a weight format is made of.
-struct FormatParts {
-  std::string_view name;
-  Format codes;
-  bool block_scales;
-};
-constexpr std::array<FormatParts, 10> kParts{{
-    {"mxfp4", Format::e2m1, true},
-    {"nvfp4", Format::e2m1, true},
-    {"nvfp4_ct", Format::e2m1, true},
-    {"fp8_tensor", Format::e4m3, false},
-    {"fp8_channel", Format::e4m3, true},
-    {"fp8_block", Format::e4m3, true},
-    {"mxfp8", Format::e4m3, true},
-    {"bf16", Format::bf16, false},
-    {"f16", Format::f16, false},
-    {"f32", Format::f32, false},
-}};
-
-const FormatParts& parts_of(const LayerShape& shape) {
-  return *std::find_if(kParts.begin(), kParts.end(),
-                       [&](const FormatParts& parts) { return parts.name == shape.weight_format; });
-}
 
 Format scale_format(const LayerShape& shape) {
   if (const std::optional<Format> format = float_format(shape.scale_dtype)) return *format;
@@ -46,7 +22,7 @@ Format scale_format(const LayerShape& shape) {
   }
 }
 
-std::vector<ScalarRecipe> stored_scalars(const LayerShape& shape, const FormatParts& parts) {
+std::vector<ScalarRecipe> stored_scalars(const LayerShape& shape, const WeightForm& form) {
   using Stored = std::vector<float> ExpertScalars::*;
   const auto stored = [](std::string name, Stored values, std::string formula, std::int64_t each,
                          bool of_all_experts) {
@@ -61,8 +37,8 @@ std::vector<ScalarRecipe> stored_scalars(const LayerShape& shape, const FormatPa
   };
   const std::int64_t halves = shape.halves();
   std::vector<ScalarRecipe> scalars;
-  if (has_global_scales(parts.name)) {
-    const std::string end = parts.block_scales ? "_scale_2" : "_scale";
+  if (has_global_scales(form.name)) {
+    const std::string end = has_block_scales(form) ? "_scale_2" : "_scale";
     scalars.push_back(
         stored("w13" + end, &ExpertScalars::w13_scale, "as stored [e][gate, up]", halves, false));
     scalars.push_back(stored("w2" + end, &ExpertScalars::w2_scale, "as stored [e]", 1, false));
@@ -75,20 +51,20 @@ std::vector<ScalarRecipe> stored_scalars(const LayerShape& shape, const FormatPa
   return scalars;
 }
 
-KernelReading reading(const LayerShape& shape, const FormatParts& parts) {
+KernelReading reading(const LayerShape& shape, const WeightForm& form) {
   KernelReading kernel;
   kernel.order = gate_first(shape);
   read_swiglu(kernel, shape);
   kernel.intermediate = shape.intermediate;
   kernel.hidden = shape.hidden;
-  kernel.codes = parts.codes;
-  if (parts.block_scales) {
+  kernel.codes = form.codes;
+  if (has_block_scales(form)) {
     kernel.block_rows = shape.block_rows;
     kernel.block_cols = shape.block_cols;
     kernel.w13_scale = kernel.w2_scale = decode_as(scale_format(shape));
   }
-  if (has_global_scales(parts.name)) {
-    const std::string end = parts.block_scales ? "_scale_2" : "_scale";
+  if (has_global_scales(form.name)) {
+    const std::string end = has_block_scales(form) ? "_scale_2" : "_scale";
     const std::int64_t halves = shape.halves();
     kernel.gate_factor = factor("w13" + end, halves, 0);
     kernel.up_factor = factor("w13" + end, halves, halves - 1);
@@ -97,18 +73,24 @@ KernelReading reading(const LayerShape& shape, const FormatParts& parts) {
   return kernel;
 }
 
+std::vector<std::string_view> every_format() {
+  std::vector<std::string_view> names;
+  for (const WeightForm& form : weight_forms()) names.push_back(form.name);
+  return names;
+}
+
 Recipe recipe(const LayerShape& shape, const Options&) {
-  const FormatParts& parts = parts_of(shape);
+  const WeightForm& form = find_weight_form(shape.model, shape.weight_format);
   Recipe recipe;
   recipe.tensors = {tensor("w13", Slot::w13, {}, {}), tensor("w2", Slot::w2, {}, {})};
-  if (parts.block_scales) {
+  if (has_block_scales(form)) {
     recipe.tensors.push_back(tensor("w13_scale", Slot::w13_scale, {}, {}));
     recipe.tensors.push_back(tensor("w2_scale", Slot::w2_scale, {}, {}));
   }
   add_biases(recipe, shape);
-  recipe.scalars = stored_scalars(shape, parts);
-  recipe.kernel = reading(shape, parts);
-  if (parts.name == "nvfp4_ct") {
+  recipe.scalars = stored_scalars(shape, form);
+  recipe.kernel = reading(shape, form);
+  if (form.globals == GlobalScaleRule::divide) {
     recipe.notes.emplace_back("global scales divide in the file; passed are their f32 reciprocals");
   }
   return recipe;
@@ -120,8 +102,7 @@ const Backend reference{
     .name = "reference",
     .family = "plain",
     .summary = "the logical weights as they are: gate rows, then up rows",
-    .formats = {"mxfp4", "nvfp4", "nvfp4_ct", "fp8_tensor", "fp8_channel", "fp8_block", "mxfp8",
-                "bf16", "f16", "f32"},
+    .formats = every_format(),
     .options = {},
     .rules = {},
     .loader = nullptr,

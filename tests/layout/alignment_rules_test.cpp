@@ -24,11 +24,6 @@ constexpr std::array<std::int64_t, 11> kIntermediate{8, 16, 33, 48, 61, 64, 80, 
 /// A multiple of all that backends need.
 constexpr std::int64_t kAligned = 512;
 
-std::int64_t block_of(std::string_view format) {
-  if (format == "mxfp4" || format == "mxfp8") return 32;
-  return format == "nvfp4" || format == "nvfp4_ct" ? 16 : 1;
-}
-
 /// What a backend says to a layer with SiLU, with a limit, with biases: some take one of them only.
 struct Answer {
   bool taken = false;

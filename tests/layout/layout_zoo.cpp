@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "engine/audit.hpp"
+#include "layout/weight_form.hpp"
 #include "quant/formats.hpp"
 
 namespace moeref::testing {
@@ -47,12 +48,6 @@ constexpr Kind kRelu2{false, false, false, kNoLimit};
 constexpr Kind kRelu2Bias{false, true, false, kNoLimit};
 constexpr Kind kPowersOfTwo{true, false, false, kNoLimit, Format::e8m0};
 constexpr Kind kHalfScales{true, false, false, kNoLimit, Format::bf16};
-
-std::int64_t block_of(std::string_view format) {
-  if (format == "mxfp4" || format == "mxfp8") return 32;
-  if (format == "nvfp4" || format == "nvfp4_ct") return 16;
-  return 1;
-}
 
 /// Collects the cases of one weight format.
 class Keeper {
@@ -157,6 +152,11 @@ auto key_of(const SampleShape& shape) {
 }
 
 }  // namespace
+
+std::int64_t block_of(std::string_view format) {
+  const WeightForm& form = find_weight_form("layout zoo", format);
+  return form.block_rows == 1 && form.block_cols != kWholeAxis ? form.block_cols : 1;
+}
 
 std::string describe(const ZooCase& animal) {
   const SampleShape& shape = animal.shape;

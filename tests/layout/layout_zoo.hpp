@@ -17,6 +17,9 @@ struct ZooCase {
 /// "mxfp4 e2 h256 i96 gated bias tp1/2"
 std::string describe(const ZooCase& animal);
 
+/// Columns of a scale block, which K must be a multiple of; 1 where the format has no such blocks.
+std::int64_t block_of(std::string_view format);
+
 /// How many cases: a few with one of each kind; sizes x activations x groups; all of them larger.
 enum class ZooSize { few, usual, large };
 

@@ -8,15 +8,12 @@
 
 #include "engine/check_layer.hpp"
 #include "layout/layer_tensors.hpp"
+#include "layout/weight_form.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 
 namespace moeref {
 namespace {
-
-constexpr std::array<std::string_view, 10> kFormats{
-    "mxfp4",     "nvfp4", "nvfp4_ct", "fp8_tensor", "fp8_channel",
-    "fp8_block", "mxfp8", "bf16",     "f16",        "f32"};
 
 std::vector<double> values_of(const ScaledMatrix& matrix) {
   std::vector<double> values(static_cast<std::size_t>(matrix.rows * matrix.cols));
@@ -29,7 +26,8 @@ SampleShape small(std::string_view format) {
 }
 
 TEST(SampleLayer, IsAWholeLayerInEveryFormat) {
-  for (const std::string_view format : kFormats) {
+  for (const WeightForm& form : weight_forms()) {
+    const std::string_view format = form.name;
     for (const bool gated : {true, false}) {
       for (const bool bias : {true, false}) {
         SampleShape shape = small(format);
