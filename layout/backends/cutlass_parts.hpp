@@ -27,7 +27,7 @@ Padding pad_to(std::int64_t intermediate, std::int64_t hidden, Halves halves,
 /// Source: sglang modelopt_quant.py ModelOptNvFp4FusedMoEMethod.process_weights_after_loading
 Padding pad_scale_tiles(const LayerShape& shape, Halves halves);
 
-/// w13_bias, w2_bias in bf16, if the layer has them.
+/// w13_bias in bf16 and w2_bias in the type it has, if the layer has them.
 void add_biases(Recipe& recipe, const LayerShape& shape, const Padding& padding);
 
 /// Gated: the order that the kernel wants, from its own code.

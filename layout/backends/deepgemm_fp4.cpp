@@ -39,6 +39,8 @@ Recipe recipe(const LayerShape& shape, const Options&) {
 
 }  // namespace
 
+/// Source: sglang@007baab6e1d2 moe_runner/deep_gemm.py; DeepGEMM@54e2261
+/// transform_sf_into_required_layout, recipe (1, 32)
 const Backend deepgemm_fp4{
     .name = "deepgemm_fp4",
     .family = "DeepGEMM",

@@ -37,6 +37,9 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 }  // namespace
 
+/// Source: sglang@007baab6e1d2 moe_runner/deep_gemm.py; DeepGEMM@54e2261
+/// transform_sf_into_required_layout (scales of 128 x 128 on SM90); sglang
+/// layers/quantization/fp8.py (sizes)
 const Backend deepgemm_fp8{
     .name = "deepgemm_fp8",
     .family = "DeepGEMM",

@@ -45,6 +45,9 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 }  // namespace
 
+/// Source: sglang@002ed7e465ec fp8_utils.py requant_weight_ue8m0; sglang@007baab6e1d2
+/// moe_runner/deep_gemm.py; DeepGEMM@54e2261 deep_gemm/utils/math.py ceil_to_ue8m0,
+/// transform_sf_into_required_layout (packed scales on SM100)
 const Backend deepgemm_fp8_ue8m0{
     .name = "deepgemm_fp8_ue8m0",
     .family = "DeepGEMM",

@@ -23,6 +23,8 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 }  // namespace
 
+/// Source: sglang layers/moe/fused_moe_triton/layer.py _load_w13, _load_w2; interleaved:
+/// triton@002402cf5a3e triton_kernels/swiglu_details/_swiglu.py
 const Backend triton_bf16{
     .name = "triton_bf16",
     .family = "Triton",

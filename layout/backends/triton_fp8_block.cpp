@@ -30,6 +30,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 }  // namespace
 
+/// Source: sglang layers/quantization/fp8.py; sglang fp8_utils.py normalize_e4m3fn_to_e4m3fnuz
 const Backend triton_fp8_block{
     .name = "triton_fp8_block",
     .family = "Triton",

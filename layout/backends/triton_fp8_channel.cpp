@@ -30,6 +30,8 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 }  // namespace
 
+/// Source: sglang@02d5e1b5edc2 compressed_tensors_w8a8_fp8_moe.py; sglang fp8_utils.py
+/// normalize_e4m3fn_to_e4m3fnuz
 const Backend triton_fp8_channel{
     .name = "triton_fp8_channel",
     .family = "Triton",

@@ -81,6 +81,9 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 }  // namespace
 
+/// Source: sglang layers/quantization/fp8.py Fp8MoEMethod.process_weights_after_loading,
+/// sglang@02d5e1b5edc2 compressed_tensors_w8a8_fp8_moe.py process_weights_after_loading; sglang
+/// fp8_utils.py normalize_e4m3fn_to_e4m3fnuz
 const Backend triton_fp8_tensor{
     .name = kName,
     .family = "Triton",

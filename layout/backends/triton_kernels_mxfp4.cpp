@@ -47,6 +47,9 @@ Steps cdna4_scales(const Options&) { return {Tile{tiles::cdna4_mx_scale()}}; }
 Steps strided(const Options&) { return {Tile{tiles::k_major_view()}}; }
 
 /// cdna4: vllm@007d5005 quantization/mxfp4.py create_weights pads both sizes to 256 on gfx950.
+/// Source: triton-lang/triton@000df03e layout_details/hopper_value.py, blackwell_value_shuffled.py;
+/// @14dd7a19 hopper_scale.py; @f11ca2ea blackwell_value.py; @00a287a7 blackwell_scale.py; @02cca62a
+/// cdna4_scale.py; hopper_v35: hopper_value.py of 2025
 constexpr std::array<Swizzle, 6> kSwizzles{{
     {"hopper", 64, false, hopper_values, hopper_scales, true},
     {"hopper_v35", 64, false, hopper_v35_values, hopper_scales, true},
@@ -144,10 +147,13 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+/// Source: sglang models/gpt_oss.py _load_mxfp4_experts_weights
 Loader loader(const LayerShape&, const Options&) { return {LoaderKind::blocks, 32}; }
 
 }  // namespace
 
+/// Source: sglang layers/quantization/mxfp4.py; the activation: triton@002402cf5a3e
+/// triton_kernels/swiglu_details/_swiglu.py
 const Backend triton_kernels_mxfp4{
     .name = kName,
     .family = "Triton",
