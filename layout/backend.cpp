@@ -98,7 +98,7 @@ std::string quoted(std::span<const std::string_view> values) {
   return fmt::format("{}", fmt::join(values, ", "));
 }
 
-/// The option, after checking that it may have `value`.
+/// Error: a value that the option does not have.
 void check_option(const Backend& backend, const OptionInfo& option, const std::string& value) {
   if (option.is_integer()) {
     std::int64_t number = 0;

@@ -10,9 +10,9 @@
 #include <thread>
 #include <tuple>
 
-#include "quant/nearest_names.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
+#include "quant/nearest_names.hpp"
 
 namespace moeref {
 namespace {

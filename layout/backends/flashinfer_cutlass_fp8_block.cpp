@@ -1,7 +1,6 @@
 #include "layout/backends/cutlass_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
-#include "layout/recode/clamp_scales.hpp"
 #include "layout/recode/float_cast.hpp"
 
 namespace moeref::backends {
@@ -13,7 +12,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   const cutlass::Padding padding =
       cutlass::pad_to(shape.stride, shape.hidden, cutlass::Halves::swapped);
   const bool is_f32 = shape.scale_dtype == DType::f32;
-  const Steps clamped = options.is("clamp_scales", "on") ? Steps{recode::clamp_scales()} : Steps{};
+  const Steps clamped = clamped_scales(options);
   const auto scales = [&](Slot slot) {
     const Steps widened = is_f32 ? Steps{} : Steps{recode::cast_floats(slot, DType::f32)};
     return widened + clamped;
@@ -43,7 +42,7 @@ const Backend flashinfer_cutlass_fp8_block{
     .family = "FlashInfer CUTLASS",
     .summary = "FP8 weights with f32 scales of 128 x 128, bf16 activations, SM90",
     .formats = {"fp8_block"},
-    .options = {recode::clamp_scales_option()},
+    .options = {clamp_scales_option()},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 128"},
               {"intermediate", kBlock, "", "scale blocks of 128 rows must not cross the halves"}},
     .recipe = recipe,

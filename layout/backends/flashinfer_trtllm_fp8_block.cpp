@@ -1,7 +1,6 @@
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
-#include "layout/recode/clamp_scales.hpp"
 #include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/nvidia.hpp"
 
@@ -19,7 +18,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
                            ? Steps{ShuffleRows{kEpilogueTile}, Tile{tiles::block_major_k(kBlock)}}
                            : Steps{};
   const auto scales = [&options](Slot slot) {
-    const Steps clamp = options.is("clamp_scales", "on") ? Steps{recode::clamp_scales()} : Steps{};
+    const Steps clamp = clamped_scales(options);
     return Steps{recode::scales_to_f32(slot, kBlock)} + clamp;
   };
   Recipe recipe;
@@ -47,7 +46,7 @@ const Backend flashinfer_trtllm_fp8_block{
                  {"major_k", "block_major_k"},
                  "major_k: rows as they are (SGLang); block_major_k: shuffled, K in blocks (vLLM)"},
                 trtllm::loader_option(),
-                recode::clamp_scales_option(),
+                clamp_scales_option(),
                 swiglu_option()},
     .rules = {{"hidden", kBlock, "", "FlashInfer checks scale shapes of exactly / 128"},
               {"intermediate", kBlock, "", "FlashInfer checks intermediate_size % 128 == 0"}},

@@ -112,7 +112,8 @@ ScalarRecipe activation_array(std::string name, std::vector<float> ExpertScalars
     }
     return std::vector<float>(static_cast<std::size_t>(shape.total_experts), local.front());
   };
-  std::string formula = name + (all ? "[e], all experts" : "[e]");
+  std::string formula =
+      name.substr(name.find('_') + 1) + "[e] of the activation" + (all ? ", all experts" : "");
   return {.name = std::move(name),
           .formula = std::move(formula),
           .values = compute,

@@ -1,7 +1,6 @@
 #include "layout/move/run_tile.hpp"
 
 #include <algorithm>
-#include <bit>
 
 #include "quant/tensor.hpp"
 

@@ -34,8 +34,4 @@ Recode clamp_scales() {
           .needs_layer = false};
 }
 
-OptionInfo clamp_scales_option() {
-  return {"clamp_scales", {"off", "on"}, "on: scales to at least 1e-10 in place (vLLM)"};
-}
-
 }  // namespace moeref::recode

@@ -1,6 +1,7 @@
 #include "layout/tiles/aiter.hpp"
 
 #include <fmt/format.h>
+#include <array>
 
 #include <utility>
 

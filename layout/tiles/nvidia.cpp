@@ -1,6 +1,7 @@
 #include "layout/tiles/nvidia.hpp"
 
 #include <fmt/format.h>
+#include <array>
 
 #include "layout/tiles/families.hpp"
 

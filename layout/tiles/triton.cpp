@@ -1,6 +1,7 @@
 #include "layout/tiles/triton.hpp"
 
 #include <fmt/format.h>
+#include <array>
 
 #include <bit>
 #include <numeric>

@@ -22,19 +22,6 @@ using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-/// The largest activation scale of any expert and half, of down.
-std::pair<float, float> largest_input_scales(const MoeLayer& layer) {
-  std::pair<float, float> largest{0.0f, 0.0f};
-  for (const Expert& expert : layer.experts) {
-    if (expert.gate_input_scale) {
-      largest.first = std::fmax(largest.first, *expert.gate_input_scale);
-    }
-    largest.first = std::fmax(largest.first, *expert.up_input_scale);
-    largest.second = std::fmax(largest.second, *expert.down_input_scale);
-  }
-  return largest;
-}
-
 TEST(CutlassFp8, FoldsScalesInTheStatedOrder) {
   for (const bool gated : {true, false}) {
     const MoeLayer layer = sample_layer(sample("fp8_tensor", 16, 24, gated));

@@ -9,25 +9,13 @@
 #include "layout/backend.hpp"
 #include "layout/prepare.hpp"
 #include "layout/sample_layer.hpp"
+#include "tests/layout/planned.hpp"
 
 // Sample layers and what backends prepare of them, for tests.
 
 namespace moeref {
 
 using Texts = std::vector<std::string>;
-
-inline PreparedLayer plan(std::string_view name, const Texts& options, const MoeLayer& layer,
-                          const Shard& rank = {}) {
-  const Backend& backend = find_backend(name);
-  return plan_layer(backend, parse_options(backend, options), layer, rank);
-}
-
-inline const PreparedTensor* find(const PreparedLayer& layer, std::string_view name) {
-  for (const PreparedTensor& tensor : layer.tensors) {
-    if (tensor.name == name) return &tensor;
-  }
-  return nullptr;
-}
 
 inline std::vector<float> values(const PreparedLayer& layer, std::string_view name) {
   const PreparedTensor* tensor = find(layer, name);
