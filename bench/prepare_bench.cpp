@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/bench_context.hpp"
@@ -31,16 +32,18 @@ bool takes(const Backend& backend, const Options& options, const SampleShape& sh
   }
 }
 
-/// The smallest sizes that the backend takes, tried with few experts: some conditions are no rules
-/// but stand in its recipe. One with a swiglu limit if it takes no other.
+/// The smallest sizes that the backend takes, tried with few experts: with SiLU, or if it does not
+/// take that, with a limit, or with GPT-OSS's activation and biases.
 SampleShape shape_for(const Backend& backend, const Options& options) {
   constexpr std::int64_t kSteps[] = {64, 128, 256, 512};
-  for (const float limit : {kNoLimit, 10.0f}) {
+  for (const auto& [bias, limit] :
+       {std::pair{false, kNoLimit}, std::pair{false, 10.0f}, std::pair{true, kNoLimit}}) {
     for (const std::int64_t hidden_step : kSteps) {
       for (const std::int64_t step : kSteps) {
         SampleShape shape{.experts = 2,
                           .hidden = ceil_div(kHidden, hidden_step) * hidden_step,
                           .intermediate = ceil_div(kIntermediate, step) * step,
+                          .bias = bias,
                           .weight_format = std::string(backend.formats.front()),
                           .limit = limit};
         if (!takes(backend, options, shape)) continue;

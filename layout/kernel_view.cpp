@@ -1,10 +1,13 @@
 #include "layout/kernel_view.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "layout/dense_layer.hpp"
@@ -128,6 +131,16 @@ std::vector<float> read_numbers(const ScalarReader& reader, const ScalarValues& 
   return numbers;
 }
 
+/// What a user can do whose layer has another activation than the kernel.
+std::string way_out(const PreparedLayer& prepared) {
+  for (const OptionInfo& option : prepared.backend->options) {
+    if (option.name != "swiglu") continue;
+    return fmt::format("choose another backend; swiglu={} prepares it as upstream does",
+                       option.values.back());
+  }
+  return "choose another backend";
+}
+
 /// Error: a kernel that clamps up elsewhere than gate, which no model means.
 void check_up_limit(const PreparedLayer& prepared, const ScalarValues& scalars,
                     const std::vector<float>& limits) {
@@ -136,8 +149,8 @@ void check_up_limit(const PreparedLayer& prepared, const ScalarValues& scalars,
     if (of_up[e] == limits[e]) continue;
     fail(prepared.backend->name,
          "clamps up of local expert {} at {}, gate at {}: their global scales differ, the limit is "
-         "divided by that of gate",
-         e, of_up[e], limits[e]);
+         "divided by that of gate; {}",
+         e, of_up[e], limits[e], way_out(prepared));
   }
 }
 
@@ -206,9 +219,8 @@ void check_activation(const PreparedLayer& prepared) {
     for (std::size_t e = 0; e < model.size(); ++e) {
       if (applied[e] == model[e]) continue;
       fail(prepared.backend->name,
-           "{} of the activation is {} for local expert {} of {}, the kernel computes with {}; "
-           "choose another backend",
-           name, model[e], e, prepared.source->shape.model, applied[e]);
+           "{} of the activation is {} for local expert {} of {}, the kernel computes with {}; {}",
+           name, model[e], e, prepared.source->shape.model, applied[e], way_out(prepared));
     }
   };
   compare("alpha", kernel.alpha, source.alpha);

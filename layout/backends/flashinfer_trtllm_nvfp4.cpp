@@ -181,7 +181,8 @@ void read_factors(KernelReading& kernel, const LayerShape& shape) {
   const auto clamped = [clamp = parameter("gemm1_clamp_limit", shape, kNoLimit)](
                            const char* alphas) -> ScalarReader {
     return [clamp, of = factor(alphas)](const ScalarValues& values, std::int64_t e) {
-      return clamp(values, e) * of(values, e);
+      const float limit = clamp(values, e);
+      return limit == kNoLimit ? limit : limit * of(values, e);
     };
   };
   kernel.alpha = parameter("gemm1_alpha", shape, 1.0f);

@@ -13,6 +13,7 @@
 namespace moeref {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
 
@@ -69,12 +70,19 @@ TEST(TrtllmNvfp4, NeedsNoActivationScalesPerToken) {
 TEST(TrtllmNvfp4, DividesTheLimitByGatesAlpha) {
   const MoeLayer layer = sample_layer({.weight_format = "nvfp4", .limit = 7.0f});
   EXPECT_THAT(message("flashinfer_trtllm_nvfp4", {}, layer),
-              HasSubstr("the limit is divided by that of gate"));
+              AllOf(HasSubstr("the limit is divided by that of gate"),
+                    HasSubstr("swiglu=gate_limit_upstream")));
   const PreparedLayer prepared =
       plan("flashinfer_trtllm_nvfp4", {"swiglu=gate_limit_upstream"}, layer);
   const std::vector<float> alphas = values(prepared, "g1_alphas");
   EXPECT_EQ(values(prepared, "gemm1_clamp_limit"),
             (std::vector<float>{7.0f / alphas[0], 7.0f / alphas[1]}));
+}
+
+TEST(TrtllmNvfp4, TakesAnExpertOfZeros) {
+  MoeLayer layer = sample_layer({.weight_format = "nvfp4"});
+  layer.experts[1].gate.global_scale = 0.0f;  // no limit: nothing is divided by it
+  EXPECT_EQ(message("flashinfer_trtllm_nvfp4", {}, layer), "no error");
 }
 
 TEST(TrtllmNvfp4, DividesBiasesByTheFactorsOfTheirAccumulators) {
