@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <initializer_list>
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "quant/error.hpp"
@@ -21,8 +19,6 @@ constexpr std::array kBackends{
 #include "layout/backends.inc"
 #undef MOEREF_BACKEND
 };
-
-constexpr std::int64_t kLargestOption = 1 << 20;
 
 constexpr std::string_view kHidden = "hidden";
 constexpr std::string_view kIntermediate = "intermediate";
@@ -98,30 +94,7 @@ std::string quoted(std::span<const std::string_view> values) {
   return fmt::format("{}", fmt::join(values, ", "));
 }
 
-/// Error: a value that the option does not have.
-void check_option(const Backend& backend, const OptionInfo& option, const std::string& value) {
-  if (option.is_integer()) {
-    std::int64_t number = 0;
-    const auto [end, status] = std::from_chars(value.data(), value.data() + value.size(), number);
-    const bool whole = status == std::errc{} && end == value.data() + value.size();
-    if (whole && number >= 0 && number <= kLargestOption) return;
-    fail(backend.name, "option {}={} needs an integer from 0 to {}", option.name, value,
-         kLargestOption);
-  }
-  if (!has(option.values, value)) {
-    fail(backend.name, "option {}={} does not exist; choose {}", option.name, value,
-         quoted(option.values));
-  }
-}
-
 }  // namespace
-
-std::int64_t Options::integer(std::string_view name) const {
-  const std::string& text = (*this)[name];
-  std::int64_t number = 0;
-  std::from_chars(text.data(), text.data() + text.size(), number);
-  return number;
-}
 
 std::span<const Backend* const> all_backends() { return kBackends; }
 
@@ -136,30 +109,7 @@ const Backend& find_backend(std::string_view name) {
 }
 
 Options parse_options(const Backend& backend, std::span<const std::string> texts) {
-  std::map<std::string, std::string, std::less<>> values;
-  std::set<std::string> given;
-  for (const OptionInfo& option : backend.options) {
-    values.emplace(option.name, option.default_value());
-  }
-  for (const std::string& text : texts) {
-    const std::size_t equals = text.find('=');
-    const std::string key = text.substr(0, equals);
-    const auto known = std::find_if(backend.options.begin(), backend.options.end(),
-                                    [&](const OptionInfo& option) { return option.name == key; });
-    if (equals == std::string::npos || known == backend.options.end()) {
-      std::vector<std::string_view> names;
-      for (const OptionInfo& option : backend.options) names.push_back(option.name);
-      fail(backend.name, "'{}' is no option; write key=value with one of: {}", text,
-           names.empty() ? "(none)" : quoted(names));
-    }
-    const std::string value = text.substr(equals + 1);
-    check_option(backend, *known, value);
-    if (!given.insert(key).second) {
-      fail(backend.name, "option {} is given twice; give it once", key);
-    }
-    values[key] = value;
-  }
-  return Options(std::move(values));
+  return parse_options(backend.name, backend.options, texts);
 }
 
 std::vector<AlignmentRule> rules_for(const Backend& backend, const Options& options) {

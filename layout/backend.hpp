@@ -10,34 +10,9 @@
 
 #include "layout/loader.hpp"
 #include "layout/step.hpp"
+#include "quant/options.hpp"
 
 namespace moeref {
-
-/// A choice that a backend leaves open: an upstream variant, a layout version, a framework's mode.
-struct OptionInfo {
-  std::string_view name;
-  /// The first is the default; {"N", "16"} = an integer, 16 if not given.
-  std::vector<std::string_view> values;
-  std::string_view summary;
-
-  bool is_integer() const { return values.size() == 2 && values.front() == "N"; }
-  std::string_view default_value() const { return values[is_integer() ? 1 : 0]; }
-};
-
-/// Chosen values by option name, complete.
-class Options {
- public:
-  Options() = default;
-  explicit Options(std::map<std::string, std::string, std::less<>> values)
-      : values_(std::move(values)) {}
-  const std::string& operator[](std::string_view name) const { return values_.find(name)->second; }
-  bool is(std::string_view name, std::string_view value) const { return (*this)[name] == value; }
-  std::int64_t integer(std::string_view name) const;
-  const std::map<std::string, std::string, std::less<>>& values() const { return values_; }
-
- private:
-  std::map<std::string, std::string, std::less<>> values_;
-};
 
 /// One tensor that a backend prepares from a tensor of the logical layer.
 struct TensorRecipe {
