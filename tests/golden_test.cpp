@@ -31,10 +31,6 @@ constexpr std::array kUnjudged{
     UnjudgedOperation{"aiter.torch_moe", kOwnOrder},
     UnjudgedOperation{"aiter.torch_moe_2stage", kOwnOrder},
     UnjudgedOperation{"aiter.torch_moe_stage1", kOwnOrder},
-    UnjudgedOperation{"microxcaling_quantize_mx", "makes MX blocks of values; no backend does"},
-    UnjudgedOperation{"modelopt_mxfp4_quantize",
-                      "makes MX blocks of values; no backend does. dequantize_golden_test decodes "
-                      "its codes"},
 };
 
 const UnjudgedOperation* find_unjudged(std::string_view op) {

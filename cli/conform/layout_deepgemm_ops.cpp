@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -9,6 +11,7 @@
 #include "layout/recode/ue8m0.hpp"
 #include "layout/tiles/deepgemm.hpp"
 #include "quant/error.hpp"
+#include "quant/quantize.hpp"
 #include "quant/ue8m0.hpp"
 
 namespace moeref::conform {
@@ -76,13 +79,19 @@ OpResult cast_tokens_to_fp4(const GoldenCase& golden) {
   const bool ue8m0 = flag_param(golden, "use_ue8m0", false);
   const bool packed = flag_param(golden, "packed", false);
   if (packed && !ue8m0) fail(golden.path.string(), "packed scales need use_ue8m0");
-  const Fp4Rows cast = per_token_cast_to_fp4(floats(golden, x), rows, cols, gran_k, ue8m0);
+  const std::vector<float> numbers = floats(golden, x);
+  const ValueMatrix values{golden.subject(x.name), Format::f32, rows, cols,
+                           std::as_bytes(std::span(numbers))};
+  const std::vector<std::string> options{"device=cpu", fmt::format("group={}", gran_k),
+                                         ue8m0 ? "scale=ue8m0" : "scale=f32"};
+  const Quantized cast = quantize("deepgemm_fp4_token", options, values, std::nullopt, 1);
+  const std::vector<float> scales = cast.scale_values();
   const std::int64_t groups = ceil_div(cols, gran_k);
   OpResult result;
-  result.outputs.emplace("codes", tensor(DType::i8, {rows, cols / 2}, cast.codes));
+  result.outputs.emplace("codes", Tensor{"", DType::i8, {rows, cols / 2}, cast.codes});
   result.outputs.emplace(
-      "sf", packed ? tensor(DType::i32, {rows, ceil_div(groups, 4)}, pack_rows(cast.scales, groups))
-                   : tensor(DType::f32, {rows, groups}, cast.scales));
+      "sf", packed ? tensor(DType::i32, {rows, ceil_div(groups, 4)}, pack_rows(scales, groups))
+                   : tensor(DType::f32, {rows, groups}, scales));
   return result;
 }
 

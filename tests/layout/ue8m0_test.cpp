@@ -51,38 +51,6 @@ TEST(ExponentByte, DropsSignAndMantissa) {
   EXPECT_FALSE(is_exponent(0.75f));
 }
 
-TEST(PerTokenCastToFp4, RoundsTiesDownAndDropsTheSignOfZero) {
-  // amax 6 gives scale 1.
-  const std::array<float, 16> x{6.0f,  0.25f,  0.75f,  1.25f, 1.75f, 2.5f, 3.5f,   5.0f,
-                                -0.2f, -0.25f, -0.26f, 0.26f, -0.0f, 5.1f, -2.51f, 1.0f};
-  const Fp4Rows rows = per_token_cast_to_fp4(x, 1, 16, 16, false);
-  EXPECT_THAT(rows.scales, ElementsAre(1.0f));
-  EXPECT_THAT(rows.codes, ElementsAre(0x07, 0x21, 0x43, 0x65, 0x00, 0x19, 0x70, 0x2D));
-}
-
-TEST(PerTokenCastToFp4, GivesARaggedGroupItsOwnScale) {
-  const std::array<float, 12> x{1, 2, 3, 0, 12, 0, /**/ 0, 0, 0, 0, 0.5f, 0};
-  const Fp4Rows rows = per_token_cast_to_fp4(x, 2, 6, 4, true);
-  EXPECT_THAT(rows.scales, ElementsAre(0.5f, 2.0f, ceil_to_ue8m0(1e-4f / 6.0f), 0.125f));
-}
-
-TEST(PerTokenCastToFp4, LetsNanAndInfinityThroughTheScale) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  const std::array<float, 4> x{nan, 1.0f, -kInfinity, 1.0f};
-  const Fp4Rows exact = per_token_cast_to_fp4(x, 2, 2, 2, false);
-  EXPECT_TRUE(std::isnan(exact.scales[0]));
-  EXPECT_EQ(exact.scales[1], kInfinity);
-  EXPECT_THAT(exact.codes, ElementsAre(0x00, 0x00));
-  const Fp4Rows powers = per_token_cast_to_fp4(x, 2, 2, 2, true);
-  EXPECT_THAT(powers.scales, ElementsAre(0x1p127f, 0x1p127f));
-  EXPECT_THAT(powers.codes, ElementsAre(0x00, 0x0F));
-}
-
-TEST(PerTokenCastToFp4, RejectsAnOddNumberOfColumns) {
-  const std::array<float, 3> x{};
-  EXPECT_THAT(error_of([&] { per_token_cast_to_fp4(x, 1, 3, 32, false); }), HasSubstr("3 columns"));
-}
-
 /// A block-scaled FP8 layer of one projection in memory, as layouts see it.
 struct BlockLayer {
   std::int64_t experts, half_rows, cols;
