@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+
+#include "simd/encode.hpp"
 
 namespace moeref::simd {
 
@@ -17,6 +20,8 @@ struct KernelTable {
   /// show.
   void (*dot_panel)(const double* a, std::size_t a_stride, std::size_t rows, const double* panel,
                     std::size_t k, double* out);
+
+  const EncodeKernels* encode;
 };
 
 /// The table with this name, or nullptr if this build or this CPU lacks it.

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <optional>
+
+#include "quant/quantize.hpp"
+
+namespace moeref {
+
+/// Carries out a plan on a matrix whose sizes, format and `given` fit: see `quantize`. Error: sizes
+/// that do not.
+Quantized carry_out(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
+                    int threads);
+
+}  // namespace moeref

@@ -1,0 +1,53 @@
+#include "quant/vector_rule.hpp"
+
+#include <bit>
+#include <cmath>
+
+#include "quant/gpu/approx.hpp"
+
+namespace moeref {
+namespace {
+
+/// Above it a subnormal number, which .ftz takes for zero, could have a code of its own.
+constexpr float kLargestFtzFactor = 0x1p100f;
+
+}  // namespace
+
+std::optional<VectorRule> VectorRule::of(const ElementRule& rule) {
+  const bool rounds = rule.quotient != Format::f32;
+  if ((rounds && rule.quotient != Format::bf16) || rule.ties == Fp4Ties::away) return std::nullopt;
+  const MiniFloat format = mini_float(rule.codes);
+  VectorRule result(rule);
+  simd::EncodeRule& loops = result.loops_;
+  loops.divides = rule.op == ElementOp::divide;
+  loops.rounds_to_bf16 = rounds;
+  loops.mantissa_bits = format.mantissa_bits;
+  loops.min_normal = static_cast<std::uint32_t>(128 - format.bias) << 23;
+  loops.max_code = format.max_code();
+  loops.sign_shift = 31 - (format.exponent_bits + format.mantissa_bits);
+  loops.drops_sign_of_zero = format.specials == Specials::fnuz;
+  if (rule.adds_zero) loops.addend = 0.0f;
+  if (rule.codes == Format::e2m1) {
+    loops.ties_toward_zero = rule.ties == Fp4Ties::toward_zero;
+    if (rule.sign == Fp4Sign::negative) loops.addend = 0.0f;
+    if (rule.sign == Fp4Sign::nonzero) loops.drops_sign_of_zero = true;
+    if (rule.sign == Fp4Sign::not_positive) loops.sign_unless_positive = true;
+  }
+  return result;
+}
+
+std::optional<float> VectorRule::factor(float amax, float factor) const {
+  if (!std::isfinite(amax) || !std::isfinite(factor)) return std::nullopt;
+  const ElementOp op = coder_.rule().op;
+  if (op == ElementOp::multiply_ftz && std::fabs(factor) > kLargestFtzFactor) return std::nullopt;
+  if (op == ElementOp::divide && factor == 0.0f) return std::nullopt;
+  if (op == ElementOp::divide_full &&
+      !(std::fabs(factor) >= gpu::kSmallestNormal && std::fabs(factor) <= 0x1p126f)) {
+    return std::nullopt;
+  }
+  const std::uint32_t sign = mini_float(coder_.rule().codes).sign_mask();
+  if ((coder_(amax, factor) & ~sign) > loops_.max_code) return std::nullopt;
+  return op == ElementOp::divide_full ? gpu::rcp_approx_ftz(factor) : factor;
+}
+
+}  // namespace moeref

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// Numbers to codes of at most 8 bits: what the vectorised loops of quantizers need to know of a
+// format and a rule.
+
+namespace moeref::simd {
+
+/// Numbers as they lie in memory, at any alignment.
+enum class NumberType : std::uint8_t { bf16, f16, f32 };
+
+/// Numbers that the loops take side by side; counts and blocks are multiples of it.
+inline constexpr std::size_t kEncodeUnit = 16;
+
+/// y = number * factor (or / factor), rounded to bf16 or not, plus `addend`; then its code: |y|
+/// rounded to nearest even to units of the format, at most `max_code`, with the sign on top.
+/// Numbers and factors are finite and no y is NaN.
+struct EncodeRule {
+  bool divides = false;
+  bool rounds_to_bf16 = false;
+  float addend = -0.0f;  ///< -0 changes nothing, +0 makes -0 a +0
+
+  int mantissa_bits = 3;
+  std::uint32_t min_normal = 0;  ///< bits of the smallest normal number of the format, as f32
+  std::uint32_t max_code = 0;
+  bool ties_toward_zero = false;
+
+  int sign_shift = 24;                ///< from bit 31 to the code's sign bit
+  bool drops_sign_of_zero = false;    ///< code 0 has no sign
+  bool sign_unless_positive = false;  ///< +0 and -0 have the sign
+};
+
+/// The loops of quantizers.
+struct EncodeKernels {
+  /// amax[b] = the largest magnitude of numbers [b * block, (b + 1) * block), as bits of their type
+  /// (f16: of f16); above the type's infinity if one is NaN. `block`: a multiple of kEncodeUnit.
+  void (*block_amax)(NumberType type, const std::byte* numbers, std::size_t blocks,
+                     std::size_t block, std::uint32_t* amax);
+  /// codes[i] of `count` numbers under factors[i / block]; `count` and `block`: multiples of
+  /// kEncodeUnit.
+  void (*encode_bytes)(NumberType type, const std::byte* numbers, std::size_t count,
+                       std::size_t block, const float* factors, const EncodeRule& rule,
+                       std::uint8_t* codes);
+  /// The same for codes of 4 bits, two a byte, the even one low.
+  void (*encode_nibbles)(NumberType type, const std::byte* numbers, std::size_t count,
+                         std::size_t block, const float* factors, const EncodeRule& rule,
+                         std::uint8_t* codes);
+};
+
+}  // namespace moeref::simd

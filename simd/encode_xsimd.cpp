@@ -1,0 +1,172 @@
+// Numbers to codes, sixteen at a time; compiled once per instruction set like kernels_xsimd.cpp.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "simd/encode.hpp"
+#include "simd/lanes16.hpp"
+
+namespace moeref::simd::MOEREF_ISA {
+namespace {
+
+template <NumberType kType>
+constexpr std::size_t kWidth = kType == NumberType::f32 ? 4 : 2;
+
+template <NumberType kType>
+F32 load_numbers(const std::byte* from) {
+  if constexpr (kType == NumberType::f32) return as_float(load_words(from));
+  const U32 bits = load_halves(from);
+  if constexpr (kType == NumberType::bf16) return as_float(bits << 16);
+  // As the scalar form: the factor 2^112 is the difference of the biases.
+  const F32 magnitude = as_float((bits & U32(0x7FFFu)) << 13) * F32(0x1p112f);
+  return as_float(as_bits(magnitude) | (bits & U32(0x8000u)) << 16);
+}
+
+/// The rule, spread over lanes.
+struct Rule {
+  explicit Rule(const EncodeRule& rule)
+      : addend(rule.addend),
+        min_normal(rule.min_normal),
+        unit_exponent(static_cast<std::uint32_t>(23 - rule.mantissa_bits) << 23),
+        max_code(rule.max_code),
+        dropped(23 - rule.mantissa_bits),
+        sign_shift(rule.sign_shift) {}
+  F32 addend;
+  U32 min_normal;
+  U32 unit_exponent;
+  U32 max_code;
+  int dropped;
+  int sign_shift;
+};
+
+/// Which of the seldom needed parts a loop has.
+template <bool kDivides, bool kOthers>
+struct Kind {
+  static constexpr bool divides = kDivides;
+  static constexpr bool others = kOthers;
+};
+
+template <typename Kind>
+[[gnu::always_inline]] inline U32 encode(F32 numbers, F32 factor, const Rule& lanes,
+                                         const EncodeRule& rule) {
+  F32 y = Kind::divides ? numbers / factor : numbers * factor;
+  if (Kind::others && rule.rounds_to_bf16) {
+    const U32 bits = as_bits(y);
+    y = as_float((bits + U32(0x7FFFu) + ((bits >> 16) & U32(1u))) & U32(0xFFFF'0000u));
+  }
+  if (Kind::others) y = y + lanes.addend;
+  const U32 bits = as_bits(y);
+  const U32 magnitude = xsimd::min(bits & U32(0x7FFF'FFFFu), U32(0x5F80'0000u));
+  const U32 clipped = xsimd::max(magnitude & U32(0x7F80'0000u), lanes.min_normal);
+  const U32 unit = clipped + lanes.unit_exponent;
+  const F32 sum = as_float(magnitude) + as_float(unit);
+  U32 code = as_bits(sum) - unit;
+  if (Kind::others && rule.ties_toward_zero) {
+    const F32 rounded_by = (sum - as_float(unit)) - as_float(magnitude);
+    const auto tie = rounded_by == as_float(unit) * F32(0x1p-24f);
+    code = code - as_bits(xsimd::select(tie, as_float(U32(1u)), F32(0.0f)));
+  }
+  code = xsimd::min(code + ((clipped - lanes.min_normal) >> lanes.dropped), lanes.max_code);
+  U32 sign = bits & U32(0x8000'0000u);
+  if (Kind::others && rule.drops_sign_of_zero) {
+    sign = xsimd::select(code == U32(0u), U32(0u), sign);
+  }
+  if (Kind::others && rule.sign_unless_positive) {
+    sign = xsimd::select(magnitude == U32(0u), U32(0x8000'0000u), sign);
+  }
+  return code | sign >> lanes.sign_shift;
+}
+
+template <NumberType kType, typename Kind, typename Store>
+void encode_run(const std::byte* numbers, std::size_t count, std::size_t block,
+                const float* factors, const EncodeRule& rule, std::uint8_t* codes, Store store) {
+  const Rule lanes(rule);
+  std::size_t left = block;
+  for (std::size_t i = 0; i < count; i += kEncodeUnit) {
+    const F32 factor(*factors);
+    U32 unit[kWordBatches];
+    for (std::size_t b = 0; b < kWordBatches; ++b) {
+      unit[b] = encode<Kind>(load_numbers<kType>(numbers), factor, lanes, rule);
+      numbers += kWordLanes * kWidth<kType>;
+    }
+    store(narrow(unit), codes);
+    codes += Store::kBytes;
+    left -= kEncodeUnit;
+    if (left == 0) {
+      left = block;
+      ++factors;
+    }
+  }
+}
+
+template <NumberType kType, typename Store>
+void encode_typed(const std::byte* numbers, std::size_t count, std::size_t block,
+                  const float* factors, const EncodeRule& rule, std::uint8_t* codes, Store store) {
+  std::uint32_t addend = 0;
+  std::memcpy(&addend, &rule.addend, sizeof addend);
+  const bool others = rule.rounds_to_bf16 || addend != 0x8000'0000u || rule.ties_toward_zero ||
+                      rule.drops_sign_of_zero || rule.sign_unless_positive;
+  const auto run = [&](auto kind) {
+    encode_run<kType, decltype(kind)>(numbers, count, block, factors, rule, codes, store);
+  };
+  if (others && rule.divides) {
+    run(Kind<true, true>{});
+  } else if (others) {
+    run(Kind<false, true>{});
+  } else if (rule.divides) {
+    run(Kind<true, false>{});
+  } else {
+    run(Kind<false, false>{});
+  }
+}
+
+template <typename Store>
+void encode_any(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
+                const float* factors, const EncodeRule& rule, std::uint8_t* codes, Store store) {
+  switch (type) {
+    case NumberType::bf16:
+      return encode_typed<NumberType::bf16>(numbers, count, block, factors, rule, codes, store);
+    case NumberType::f16:
+      return encode_typed<NumberType::f16>(numbers, count, block, factors, rule, codes, store);
+    case NumberType::f32:
+      return encode_typed<NumberType::f32>(numbers, count, block, factors, rule, codes, store);
+  }
+}
+
+std::uint32_t largest_word(const std::byte* numbers, std::size_t block) {
+  U32 largest(0u);
+  for (std::size_t i = 0; i < block; i += kWordLanes) {
+    largest = xsimd::max(largest, load_words(numbers + 4 * i) & U32(0x7FFF'FFFFu));
+  }
+  std::uint32_t lanes[kWordLanes];
+  largest.store_unaligned(lanes);
+  std::uint32_t result = 0;
+  for (const std::uint32_t lane : lanes) result = lane > result ? lane : result;
+  return result;
+}
+
+void block_amax(NumberType type, const std::byte* numbers, std::size_t blocks, std::size_t block,
+                std::uint32_t* amax) {
+  const std::size_t width = type == NumberType::f32 ? 4 : 2;
+  for (std::size_t b = 0; b < blocks; ++b) {
+    amax[b] = type == NumberType::f32 ? largest_word(numbers, block) : largest_half(numbers, block);
+    numbers += block * width;
+  }
+}
+
+void encode_bytes(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
+                  const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
+  encode_any(type, numbers, count, block, factors, rule, codes, StoreBytes{});
+}
+
+void encode_nibbles(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
+                    const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
+  encode_any(type, numbers, count, block, factors, rule, codes, StoreNibbles{});
+}
+
+}  // namespace
+
+extern const EncodeKernels encode_kernels;
+const EncodeKernels encode_kernels{block_amax, encode_bytes, encode_nibbles};
+
+}  // namespace moeref::simd::MOEREF_ISA
