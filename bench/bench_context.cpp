@@ -127,6 +127,21 @@ double read_bandwidth() {
   return measured;
 }
 
+double write_bandwidth() {
+  static const double measured = [] {
+    std::vector<std::byte> memory(std::size_t{1} << 28);
+    double best = 0.0;
+    for (int repeat = 0; repeat < 5; ++repeat) {
+      const auto begin = Clock::now();
+      std::memset(memory.data(), repeat, memory.size());
+      benchmark::DoNotOptimize(memory.data());
+      best = std::max(best, static_cast<double>(memory.size()) / seconds_since(begin));
+    }
+    return best;
+  }();
+  return measured;
+}
+
 double peak_f64_flops() {
   static const double measured = [] {
     // The GEMM kernel itself on operands that stay in the first cache is the honest peak of this
@@ -157,6 +172,8 @@ void add_context() {
   benchmark::AddCustomContext("instruction set", simd::active_kernels()->isa);
   benchmark::AddCustomContext("read bandwidth, 1 thread",
                               std::to_string(read_bandwidth() / 1e9) + " GB/s");
+  benchmark::AddCustomContext("write bandwidth, 1 thread",
+                              std::to_string(write_bandwidth() / 1e9) + " GB/s");
   benchmark::AddCustomContext("f64 kernel in L1, 1 thread",
                               std::to_string(peak_f64_flops() / 1e9) + " GFLOP/s");
 }

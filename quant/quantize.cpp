@@ -38,13 +38,20 @@ const Quantizer& find_quantizer(std::string_view name) {
        fmt::join(nearest_names(name, names), " or "));
 }
 
-Quantized quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
-                   int threads) {
+void quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
+              int threads, Quantized& out) {
   const bool takes_scale = plan.form.global == GlobalScaleOf::given;
   if (takes_scale && !given) fail(values.name, "needs a scale: the quantizer's is calibrated");
   if (!takes_scale && given) fail(values.name, "takes no scale: the quantizer makes its own");
   const simd::DefaultFloatEnvironment environment;
-  return carry_out(plan, values, given, threads);
+  carry_out(plan, values, given, threads, out);
+}
+
+Quantized quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
+                   int threads) {
+  Quantized out;
+  quantize(plan, values, given, threads, out);
+  return out;
 }
 
 Quantized quantize(std::string_view quantizer, std::span<const std::string> options,

@@ -144,6 +144,9 @@ const Quantizer& find_quantizer(std::string_view name);
 /// take, an input format that the quantizer does not, a missing or superfluous `given`.
 Quantized quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
                    int threads);
+/// The same into a result whose memory is used again.
+void quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
+              int threads, Quantized& out);
 /// The same by name and "key=value" options.
 Quantized quantize(std::string_view quantizer, std::span<const std::string> options,
                    const ValueMatrix& values, std::optional<float> given, int threads);

@@ -58,10 +58,11 @@ struct BlockFactor {
   std::optional<float> vector;
 };
 
-/// What an amax of 16 bits gives, kept: a block's scale depends on nothing else.
-struct KnownFactor {
-  bool is_known = false;
-  BlockFactor factor;
+/// What an amax of 16 bits gives, kept: a block's scale depends on nothing else. Known are only
+/// blocks that the vector loops encode; a factor of NaN = not known.
+struct KnownScale {
+  float factor = std::numeric_limits<float>::quiet_NaN();
+  std::uint32_t code = 0;
 };
 
 /// Of one thread.
@@ -71,7 +72,7 @@ struct Buffers {
   std::vector<Amax> amax;
   std::vector<BlockFactor> factors;  ///< [col_blocks]
   std::vector<float> vector_factors;
-  std::vector<KnownFactor> known;  ///< by the bits of a 16-bit amax
+  std::vector<KnownScale> known;  ///< by the bits of a 16-bit amax
   GlobalScale global;
 };
 
@@ -83,12 +84,13 @@ simd::NumberType number_type(Format format) {
 /// One quantization under way.
 class Work {
  public:
-  Work(const QuantizePlan& plan, const ValueMatrix& values, int threads)
+  Work(const QuantizePlan& plan, const ValueMatrix& values, int threads, Quantized& out)
       : plan_(plan),
         values_(values),
         threads_(threads),
         coder_(plan.element),
-        width_(info(values.format).bits / 8) {
+        width_(info(values.format).bits / 8),
+        out_(out) {
     out_.form = plan.form;
     out_.rows = values.rows;
     out_.cols = values.cols;
@@ -106,11 +108,18 @@ class Work {
       vector_ = VectorRule::of(plan.element);
       if (vector_) vector_cols_ = values.cols / kUnit * kUnit;
     }
+    const bool halves = values.format == Format::bf16 || values.format == Format::f16;
+    const bool whole = values.cols > 0 && vector_cols_ == values.cols &&
+                       (out_.col_blocks == 1 || values.cols % block_cols_ == 0);
+    knows_scales_ = block_rows_ == 1 && halves && whole && plan.scale &&
+                    plan.form.global != GlobalScaleOf::row &&
+                    (scale_bytes() == 1 || scale_bytes() == 4);
   }
 
-  Quantized run(std::optional<float> given) {
+  void run(std::optional<float> given) {
     switch (plan_.form.global) {
       case GlobalScaleOf::none:
+        out_.global.clear();
         break;
       case GlobalScaleOf::given:
         global_ = {given.value(), 0.0f};
@@ -137,7 +146,6 @@ class Work {
             }
           });
     }
-    return std::move(out_);
   }
 
  private:
@@ -265,17 +273,44 @@ class Work {
     return {result, vector_ ? vector_->factor(amax, result.factor) : std::nullopt};
   }
 
-  /// The same, remembered where the amax has 16 bits and every block has the same global scale.
-  BlockFactor known_factor_of(float amax, Buffers& buffers) const {
-    const bool few = values_.format != Format::bf16 && values_.format != Format::f16;
-    if (few || plan_.before || amax != amax) return factor_of(scale_, amax);
-    if (buffers.known.empty()) buffers.known.resize(std::size_t{1} << 16);
-    KnownFactor& known =
-        buffers
-            .known[values_.format == Format::bf16 ? std::bit_cast<std::uint32_t>(amax) >> 16
-                                                  : encode(Format::f16, amax, EncodePolicy::eigen)];
-    if (!known.is_known) known = {true, factor_of(scale_, amax)};
-    return known.factor;
+  /// Keeps what a block of ordinary numbers gave, for rows to come.
+  void remember(float amax, const BlockFactor& factor, Buffers& buffers) const {
+    if (!knows_scales_ || !factor.vector) return;
+    const bool bf16 = values_.format == Format::bf16;
+    const std::uint32_t bits = bf16 ? std::bit_cast<std::uint32_t>(amax) >> 16
+                                    : encode(Format::f16, amax, EncodePolicy::eigen);
+    buffers.known[bits] = {*factor.vector, factor.scale.code};
+  }
+
+  /// A row of one-row blocks whose amax have all been seen. False: nothing done.
+  bool quantize_known_row(std::int64_t row, Buffers& buffers) {
+    if (!knows_scales_) return false;
+    const auto blocks = static_cast<std::size_t>(out_.col_blocks);
+    if (buffers.known.empty()) buffers.known.resize(std::size_t{1} << 15);
+    buffers.amax_bits.resize(blocks);
+    buffers.vector_factors.resize(blocks);
+    simd::active_kernels()->encode->block_amax(
+        number_type(values_.format), number(row, 0), blocks,
+        static_cast<std::size_t>(values_.cols / out_.col_blocks), buffers.amax_bits.data());
+    const bool known =
+        scale_bytes() == 1
+            ? look_up<std::uint8_t>(buffers, out_.scales.data() + row * out_.col_blocks)
+            : look_up<std::uint32_t>(buffers, out_.scales.data() + 4 * row * out_.col_blocks);
+    if (known) encode_vector_part(row, buffers.vector_factors);
+    return known;
+  }
+
+  template <typename Code>
+  static bool look_up(Buffers& buffers, std::byte* scales) {
+    bool known = true;
+    for (std::size_t block = 0; block < buffers.vector_factors.size(); ++block) {
+      const KnownScale& scale = buffers.known[buffers.amax_bits[block]];
+      known = known && scale.factor == scale.factor;
+      buffers.vector_factors[block] = scale.factor;
+      const auto code = static_cast<Code>(scale.code);
+      std::memcpy(scales + block * sizeof(Code), &code, sizeof(Code));
+    }
+    return known;
   }
 
   void store_scale(std::int64_t row_block, std::int64_t col_block, std::uint32_t code) {
@@ -285,6 +320,7 @@ class Work {
   }
 
   void row_of_blocks(std::int64_t row_block, Buffers& buffers) {
+    if (quantize_known_row(row_block, buffers)) return;
     const std::int64_t first = row_block * block_rows_;
     const std::int64_t end = std::min(first + block_rows_, values_.rows);
     const auto blocks = static_cast<std::size_t>(out_.col_blocks);
@@ -302,8 +338,9 @@ class Work {
     }
     for (std::size_t block = 0; block < blocks && plan_.scale; ++block) {
       const float amax = buffers.amax[block].value(plan_.nan_amax);
-      buffers.factors[block] = of_row ? factor_of(of_row, amax) : known_factor_of(amax, buffers);
+      buffers.factors[block] = factor_of(of_row ? of_row : scale_, amax);
       if (buffers.amax[block].has_nan()) buffers.factors[block].vector.reset();
+      remember(amax, buffers.factors[block], buffers);
       store_scale(row_block, static_cast<std::int64_t>(block), buffers.factors[block].scale.code);
     }
     for (std::int64_t row = first; row < end; ++row) encode_row(row, buffers);
@@ -324,7 +361,13 @@ class Work {
   }
 
   void encode_row(std::int64_t row, Buffers& buffers) {
-    encode_vector_part(row, buffers);
+    buffers.vector_factors.clear();
+    bool any = false;
+    for (const BlockFactor& factor : buffers.factors) {
+      any = any || factor.vector;
+      buffers.vector_factors.push_back(factor.vector.value_or(1.0f));
+    }
+    if (any) encode_vector_part(row, buffers.vector_factors);
     for (std::int64_t block = 0; block < out_.col_blocks; ++block) {
       std::int64_t begin = block_begin(block);
       const std::int64_t end = block_end(block);
@@ -334,23 +377,16 @@ class Work {
     }
   }
 
-  /// The first vector_cols_ codes; those of blocks without a vector factor are not yet right.
-  void encode_vector_part(std::int64_t row, Buffers& buffers) {
+  /// The first vector_cols_ codes; those of blocks without a factor for the loops are not yet
+  /// right.
+  void encode_vector_part(std::int64_t row, std::span<const float> factors) {
     if (vector_cols_ == 0) return;
-    const auto any =
-        std::any_of(buffers.factors.begin(), buffers.factors.end(),
-                    [](const BlockFactor& factor) { return factor.vector.has_value(); });
-    if (!any) return;
-    buffers.vector_factors.clear();
-    for (const BlockFactor& factor : buffers.factors) {
-      buffers.vector_factors.push_back(factor.vector.value_or(1.0f));
-    }
     const simd::EncodeKernels& kernels = *simd::active_kernels()->encode;
     const auto encode_row =
         plan_.form.codes == Format::e2m1 ? kernels.encode_nibbles : kernels.encode_bytes;
     const std::int64_t block = out_.col_blocks == 1 ? vector_cols_ : block_cols_;
     encode_row(number_type(values_.format), number(row, 0), static_cast<std::size_t>(vector_cols_),
-               static_cast<std::size_t>(block), buffers.vector_factors.data(), vector_->loops(),
+               static_cast<std::size_t>(block), factors.data(), vector_->loops(),
                reinterpret_cast<std::uint8_t*>(out_.codes.data() + row * row_bytes()));
   }
 
@@ -389,16 +425,17 @@ class Work {
   std::int64_t block_cols_ = 1;
   std::optional<VectorRule> vector_;
   std::int64_t vector_cols_ = 0;  ///< columns that the vector loops may take: whole units
+  bool knows_scales_ = false;     ///< scales are kept by their 16-bit amax
   GlobalScale global_;
   ScaleOfAmax scale_;
-  Quantized out_;
+  Quantized& out_;
 };
 
 }  // namespace
 
-Quantized carry_out(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
-                    int threads) {
-  return Work(plan, values, threads).run(given);
+void carry_out(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
+               int threads, Quantized& out) {
+  Work(plan, values, threads, out).run(given);
 }
 
 }  // namespace moeref

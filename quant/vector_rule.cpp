@@ -23,7 +23,7 @@ std::optional<VectorRule> VectorRule::of(const ElementRule& rule) {
   loops.rounds_to_bf16 = rounds;
   loops.mantissa_bits = format.mantissa_bits;
   loops.min_normal = static_cast<std::uint32_t>(128 - format.bias) << 23;
-  loops.max_code = format.max_code();
+  loops.max_finite = std::bit_cast<std::uint32_t>(info(rule.codes).max_finite);
   loops.sign_shift = 31 - (format.exponent_bits + format.mantissa_bits);
   loops.drops_sign_of_zero = format.specials == Specials::fnuz;
   if (rule.adds_zero) loops.addend = 0.0f;
@@ -45,8 +45,8 @@ std::optional<float> VectorRule::factor(float amax, float factor) const {
       !(std::fabs(factor) >= gpu::kSmallestNormal && std::fabs(factor) <= 0x1p126f)) {
     return std::nullopt;
   }
-  const std::uint32_t sign = mini_float(coder_.rule().codes).sign_mask();
-  if ((coder_(amax, factor) & ~sign) > loops_.max_code) return std::nullopt;
+  const MiniFloat format = mini_float(coder_.rule().codes);
+  if ((coder_(amax, factor) & ~format.sign_mask()) > format.max_code()) return std::nullopt;
   return op == ElementOp::divide_full ? gpu::rcp_approx_ftz(factor) : factor;
 }
 

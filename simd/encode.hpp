@@ -14,9 +14,9 @@ enum class NumberType : std::uint8_t { bf16, f16, f32 };
 /// Numbers that the loops take side by side; counts and blocks are multiples of it.
 inline constexpr std::size_t kEncodeUnit = 16;
 
-/// y = number * factor (or / factor), rounded to bf16 or not, plus `addend`; then its code: |y|
-/// rounded to nearest even to units of the format, at most `max_code`, with the sign on top.
-/// Numbers and factors are finite and no y is NaN.
+/// y = number * factor (or / factor), rounded to bf16 or not, plus `addend`; then its code: |y|,
+/// at most the largest number, rounded to nearest even to units of the format, with the sign on
+/// top. Numbers and factors are finite and no y is NaN.
 struct EncodeRule {
   bool divides = false;
   bool rounds_to_bf16 = false;
@@ -24,7 +24,7 @@ struct EncodeRule {
 
   int mantissa_bits = 3;
   std::uint32_t min_normal = 0;  ///< bits of the smallest normal number of the format, as f32
-  std::uint32_t max_code = 0;
+  std::uint32_t max_finite = 0;  ///< bits of the largest number of the format, as f32
   bool ties_toward_zero = false;
 
   int sign_shift = 24;                ///< from bit 31 to the code's sign bit

@@ -44,9 +44,8 @@ std::uint32_t encode(float number, float factor, const EncodeRule& rule) {
   }
   y = y + rule.addend;
   const auto bits = std::bit_cast<std::uint32_t>(y);
-  constexpr std::uint32_t kBeyondEveryCode = 0x5F80'0000u;  // 2^64
   std::uint32_t magnitude = bits & 0x7FFF'FFFFu;
-  magnitude = magnitude < kBeyondEveryCode ? magnitude : kBeyondEveryCode;
+  magnitude = magnitude < rule.max_finite ? magnitude : rule.max_finite;
   // A power of two so large that the sum's last bit is the unit of the format at |y|.
   const int dropped = 23 - rule.mantissa_bits;
   const std::uint32_t binade = magnitude & 0x7F80'0000u;
@@ -60,7 +59,6 @@ std::uint32_t encode(float number, float factor, const EncodeRule& rule) {
     code -= rounded_by == unit * 0x1p-24f ? 1u : 0u;
   }
   code += (clipped - rule.min_normal) >> dropped;
-  code = code < rule.max_code ? code : rule.max_code;
   std::uint32_t sign = bits & 0x8000'0000u;
   if (rule.drops_sign_of_zero && code == 0) sign = 0;
   if (rule.sign_unless_positive && magnitude == 0) sign = 0x8000'0000u;

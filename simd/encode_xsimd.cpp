@@ -28,13 +28,13 @@ struct Rule {
       : addend(rule.addend),
         min_normal(rule.min_normal),
         unit_exponent(static_cast<std::uint32_t>(23 - rule.mantissa_bits) << 23),
-        max_code(rule.max_code),
+        max_finite(rule.max_finite),
         dropped(23 - rule.mantissa_bits),
         sign_shift(rule.sign_shift) {}
   F32 addend;
   U32 min_normal;
   U32 unit_exponent;
-  U32 max_code;
+  U32 max_finite;
   int dropped;
   int sign_shift;
 };
@@ -56,7 +56,7 @@ template <typename Kind>
   }
   if (Kind::others) y = y + lanes.addend;
   const U32 bits = as_bits(y);
-  const U32 magnitude = xsimd::min(bits & U32(0x7FFF'FFFFu), U32(0x5F80'0000u));
+  const U32 magnitude = xsimd::min(bits & U32(0x7FFF'FFFFu), lanes.max_finite);
   const U32 clipped = xsimd::max(magnitude & U32(0x7F80'0000u), lanes.min_normal);
   const U32 unit = clipped + lanes.unit_exponent;
   const F32 sum = as_float(magnitude) + as_float(unit);
@@ -66,7 +66,7 @@ template <typename Kind>
     const auto tie = rounded_by == as_float(unit) * F32(0x1p-24f);
     code = code - as_bits(xsimd::select(tie, as_float(U32(1u)), F32(0.0f)));
   }
-  code = xsimd::min(code + ((clipped - lanes.min_normal) >> lanes.dropped), lanes.max_code);
+  code = code + ((clipped - lanes.min_normal) >> lanes.dropped);
   U32 sign = bits & U32(0x8000'0000u);
   if (Kind::others && rule.drops_sign_of_zero) {
     sign = xsimd::select(code == U32(0u), U32(0u), sign);
