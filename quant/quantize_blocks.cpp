@@ -296,8 +296,9 @@ class Work {
         scale_bytes() == 1
             ? look_up<std::uint8_t>(buffers, out_.scales.data() + row * out_.col_blocks)
             : look_up<std::uint32_t>(buffers, out_.scales.data() + 4 * row * out_.col_blocks);
-    if (known) encode_vector_part(row, buffers.vector_factors);
-    return known;
+    if (!known) return false;
+    encode_vector_part(row, buffers.vector_factors);
+    return true;
   }
 
   template <typename Code>

@@ -24,7 +24,6 @@ std::optional<VectorRule> VectorRule::of(const ElementRule& rule) {
   loops.mantissa_bits = format.mantissa_bits;
   loops.min_normal = static_cast<std::uint32_t>(128 - format.bias) << 23;
   loops.max_finite = std::bit_cast<std::uint32_t>(info(rule.codes).max_finite);
-  loops.sign_shift = 31 - (format.exponent_bits + format.mantissa_bits);
   loops.drops_sign_of_zero = format.specials == Specials::fnuz;
   if (rule.adds_zero) loops.addend = 0.0f;
   if (rule.codes == Format::e2m1) {

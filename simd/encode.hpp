@@ -22,7 +22,7 @@ struct EncodeRule {
   bool rounds_to_bf16 = false;
   float addend = -0.0f;  ///< -0 changes nothing, +0 makes -0 a +0
 
-  int mantissa_bits = 3;
+  int mantissa_bits = 3;         ///< of codes of 8 bits 2 or 3, of 4 bits 1
   std::uint32_t min_normal = 0;  ///< bits of the smallest normal number of the format, as f32
   std::uint32_t max_finite = 0;  ///< bits of the largest number of the format, as f32
   bool ties_toward_zero = false;

@@ -36,7 +36,7 @@ void block_amax(NumberType type, const std::byte* numbers, std::size_t blocks, s
   }
 }
 
-std::uint32_t encode(float number, float factor, const EncodeRule& rule) {
+std::uint32_t encode(float number, float factor, const EncodeRule& rule, int sign_shift) {
   float y = rule.divides ? number / factor : number * factor;
   if (rule.rounds_to_bf16) {
     const auto bits = std::bit_cast<std::uint32_t>(y);
@@ -62,14 +62,14 @@ std::uint32_t encode(float number, float factor, const EncodeRule& rule) {
   std::uint32_t sign = bits & 0x8000'0000u;
   if (rule.drops_sign_of_zero && code == 0) sign = 0;
   if (rule.sign_unless_positive && magnitude == 0) sign = 0x8000'0000u;
-  return code | sign >> rule.sign_shift;
+  return code | sign >> sign_shift;
 }
 
 void encode_bytes(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
                   const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
   for (std::size_t i = 0; i < count; ++i) {
     codes[i] = static_cast<std::uint8_t>(
-        encode(value_of(type, bits_at(type, numbers, i)), factors[i / block], rule));
+        encode(value_of(type, bits_at(type, numbers, i)), factors[i / block], rule, 24));
   }
 }
 
@@ -77,8 +77,9 @@ void encode_nibbles(NumberType type, const std::byte* numbers, std::size_t count
                     const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
   for (std::size_t i = 0; i < count; i += 2) {
     const float factor = factors[i / block];
-    const std::uint32_t low = encode(value_of(type, bits_at(type, numbers, i)), factor, rule);
-    const std::uint32_t high = encode(value_of(type, bits_at(type, numbers, i + 1)), factor, rule);
+    const std::uint32_t low = encode(value_of(type, bits_at(type, numbers, i)), factor, rule, 28);
+    const std::uint32_t high =
+        encode(value_of(type, bits_at(type, numbers, i + 1)), factor, rule, 28);
     codes[i / 2] = static_cast<std::uint8_t>(low | high << 4);
   }
 }

@@ -28,20 +28,19 @@ struct Rule {
       : addend(rule.addend),
         min_normal(rule.min_normal),
         unit_exponent(static_cast<std::uint32_t>(23 - rule.mantissa_bits) << 23),
-        max_finite(rule.max_finite),
-        dropped(23 - rule.mantissa_bits),
-        sign_shift(rule.sign_shift) {}
+        max_finite(rule.max_finite) {}
   F32 addend;
   U32 min_normal;
   U32 unit_exponent;
   U32 max_finite;
-  int dropped;
-  int sign_shift;
 };
 
-/// Which of the seldom needed parts a loop has.
-template <bool kDivides, bool kOthers>
+/// What a loop is compiled for: mantissa and sign of the format, and whether it has the seldom
+/// needed parts.
+template <int kMantissaBits, int kSignShift, bool kDivides, bool kOthers>
 struct Kind {
+  static constexpr int dropped = 23 - kMantissaBits;
+  static constexpr int sign_shift = kSignShift;
   static constexpr bool divides = kDivides;
   static constexpr bool others = kOthers;
 };
@@ -66,7 +65,7 @@ template <typename Kind>
     const auto tie = rounded_by == as_float(unit) * F32(0x1p-24f);
     code = code - as_bits(xsimd::select(tie, as_float(U32(1u)), F32(0.0f)));
   }
-  code = code + ((clipped - lanes.min_normal) >> lanes.dropped);
+  code = code + ((clipped - lanes.min_normal) >> Kind::dropped);
   U32 sign = bits & U32(0x8000'0000u);
   if (Kind::others && rule.drops_sign_of_zero) {
     sign = xsimd::select(code == U32(0u), U32(0u), sign);
@@ -74,7 +73,7 @@ template <typename Kind>
   if (Kind::others && rule.sign_unless_positive) {
     sign = xsimd::select(magnitude == U32(0u), U32(0x8000'0000u), sign);
   }
-  return code | sign >> lanes.sign_shift;
+  return code | sign >> Kind::sign_shift;
 }
 
 template <NumberType kType, typename Kind, typename Store>
@@ -99,7 +98,7 @@ void encode_run(const std::byte* numbers, std::size_t count, std::size_t block,
   }
 }
 
-template <NumberType kType, typename Store>
+template <NumberType kType, int kMantissaBits, typename Store>
 void encode_typed(const std::byte* numbers, std::size_t count, std::size_t block,
                   const float* factors, const EncodeRule& rule, std::uint8_t* codes, Store store) {
   std::uint32_t addend = 0;
@@ -109,27 +108,31 @@ void encode_typed(const std::byte* numbers, std::size_t count, std::size_t block
   const auto run = [&](auto kind) {
     encode_run<kType, decltype(kind)>(numbers, count, block, factors, rule, codes, store);
   };
+  constexpr int kShift = Store::kSignShift;
   if (others && rule.divides) {
-    run(Kind<true, true>{});
+    run(Kind<kMantissaBits, kShift, true, true>{});
   } else if (others) {
-    run(Kind<false, true>{});
+    run(Kind<kMantissaBits, kShift, false, true>{});
   } else if (rule.divides) {
-    run(Kind<true, false>{});
+    run(Kind<kMantissaBits, kShift, true, false>{});
   } else {
-    run(Kind<false, false>{});
+    run(Kind<kMantissaBits, kShift, false, false>{});
   }
 }
 
-template <typename Store>
+template <int kMantissaBits, typename Store>
 void encode_any(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
                 const float* factors, const EncodeRule& rule, std::uint8_t* codes, Store store) {
   switch (type) {
     case NumberType::bf16:
-      return encode_typed<NumberType::bf16>(numbers, count, block, factors, rule, codes, store);
+      return encode_typed<NumberType::bf16, kMantissaBits>(numbers, count, block, factors, rule,
+                                                           codes, store);
     case NumberType::f16:
-      return encode_typed<NumberType::f16>(numbers, count, block, factors, rule, codes, store);
+      return encode_typed<NumberType::f16, kMantissaBits>(numbers, count, block, factors, rule,
+                                                          codes, store);
     case NumberType::f32:
-      return encode_typed<NumberType::f32>(numbers, count, block, factors, rule, codes, store);
+      return encode_typed<NumberType::f32, kMantissaBits>(numbers, count, block, factors, rule,
+                                                          codes, store);
   }
 }
 
@@ -156,12 +159,14 @@ void block_amax(NumberType type, const std::byte* numbers, std::size_t blocks, s
 
 void encode_bytes(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
                   const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
-  encode_any(type, numbers, count, block, factors, rule, codes, StoreBytes{});
+  const auto encode =
+      rule.mantissa_bits == 3 ? encode_any<3, StoreBytes> : encode_any<2, StoreBytes>;
+  encode(type, numbers, count, block, factors, rule, codes, StoreBytes{});
 }
 
 void encode_nibbles(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
                     const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
-  encode_any(type, numbers, count, block, factors, rule, codes, StoreNibbles{});
+  encode_any<1>(type, numbers, count, block, factors, rule, codes, StoreNibbles{});
 }
 
 }  // namespace

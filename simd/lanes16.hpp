@@ -78,6 +78,7 @@ inline Bytes16 narrow(const U32 (&lanes)[kWordBatches]) {
 /// A function object, so that loops over it are compiled for it.
 struct StoreBytes {
   static constexpr std::size_t kBytes = 16;
+  static constexpr int kSignShift = 24;  ///< from bit 31 to the sign of a code
   void operator()(Bytes16 bytes, std::uint8_t* to) const {
 #if defined(__x86_64__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
@@ -90,6 +91,7 @@ struct StoreBytes {
 /// Sixteen codes below 16 as eight bytes, the even one low.
 struct StoreNibbles {
   static constexpr std::size_t kBytes = 8;
+  static constexpr int kSignShift = 28;
   void operator()(Bytes16 codes, std::uint8_t* to) const {
 #if defined(__x86_64__)
     // Even code * 1 + odd code * 16.
