@@ -25,6 +25,7 @@ void add_run_command(CLI::App& app, const GlobalOptions& global);
 void add_check_command(CLI::App& app, const GlobalOptions& global);
 void add_inspect_command(CLI::App& app, const GlobalOptions& global);
 void add_synth_command(CLI::App& app, const GlobalOptions& global);
+void add_quantize_command(CLI::App& app, const GlobalOptions& global);
 void add_dequantize_command(CLI::App& app, const GlobalOptions& global);
 void add_conform_command(CLI::App& app, const GlobalOptions& global);
 void add_layout_command(CLI::App& app, const GlobalOptions& global);

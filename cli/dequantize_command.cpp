@@ -2,12 +2,15 @@
 
 #include <array>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "cli/case_writer.hpp"
 #include "cli/commands.hpp"
 #include "cli/destination.hpp"
+#include "cli/quantized_file.hpp"
 #include "cli/version.hpp"
 #include "io/checkpoint.hpp"
 #include "io/linear.hpp"
@@ -115,6 +118,10 @@ class Dequantizer {
                 });
     ++count_;
   }
+  void copy(const TensorView& tensor) {
+    writer_.add(tensor);
+    ++count_;
+  }
   void keep(std::shared_ptr<const void> storage) { writer_.keep(std::move(storage)); }
   std::int64_t count() const { return count_; }
   void write(const std::string& path, const std::string& source) const {
@@ -201,10 +208,57 @@ void add_modules(Dequantizer& out, const Arguments& arguments) {
   }
 }
 
+/// Matrices of a global scale per row are one matrix a row.
+void add_quantized(Dequantizer& out, const Arguments& arguments, int threads,
+                   const std::shared_ptr<const SafetensorsFile>& file) {
+  if (arguments.layer || !arguments.modules.empty()) {
+    fail(arguments.source, "holds quantized tensors by name; leave out --layer and --module");
+  }
+  check_destination(arguments.out, arguments.source, {});
+  out.keep(file);
+  std::set<std::string> parts;
+  for (const QuantizedEntry& entry : quantized_entries(*file)) {
+    const TensorView& stored = file->at(entry.scales);
+    std::shared_ptr<const std::vector<std::byte>> restored;
+    std::span<const std::byte> scales = stored.bytes;
+    if (!entry.scale_steps.empty()) {
+      restored =
+          std::make_shared<const std::vector<std::byte>>(without_steps(stored, entry, threads));
+      scales = *restored;
+      out.keep(restored);
+    }
+    std::vector<ScaledMatrix> stack;
+    for (std::int64_t expert = 0; expert < entry.experts(); ++expert) {
+      if (!has_row_scales(*file, entry)) {
+        stack.push_back(stored_matrix(*file, entry, scales, expert, std::nullopt));
+        continue;
+      }
+      for (std::int64_t row = 0; row < entry.rows(); ++row) {
+        stack.push_back(stored_matrix(*file, entry, scales, expert, row));
+      }
+    }
+    out.add(entry.name, entry.shape, std::move(stack));
+    parts.insert({entry.codes, entry.scales, entry.global});
+  }
+  for (const auto& [name, view] : file->tensors()) {
+    if (parts.find(name) == parts.end()) out.copy(view);
+  }
+}
+
+/// The file, if it was written by moeref quantize.
+std::shared_ptr<const SafetensorsFile> quantized_file(const std::string& source) {
+  std::error_code unreadable;
+  if (!fs::is_regular_file(source, unreadable)) return nullptr;
+  const auto file = SafetensorsFile::open(source);
+  return is_quantized(*file) ? file : nullptr;
+}
+
 void run_dequantize(const Arguments& arguments, const GlobalOptions& global) {
   const Format target = parse_target(arguments.target);
   Dequantizer out(parse_order(arguments.order), target);
-  if (!arguments.modules.empty()) {
+  if (const auto file = quantized_file(arguments.source)) {
+    add_quantized(out, arguments, global.threads, file);
+  } else if (!arguments.modules.empty()) {
     add_modules(out, arguments);
   } else {
     const Checkpoint checkpoint = Checkpoint::open(arguments.source);
@@ -233,8 +287,11 @@ void run_dequantize(const Arguments& arguments, const GlobalOptions& global) {
 void add_dequantize_command(CLI::App& app, const GlobalOptions& global) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand(
-      "dequantize", "decode a layer, or single linear layers, of a checkpoint to plain floats");
-  command->add_option("source", arguments->source, "model folder, or one safetensors file in it")
+      "dequantize",
+      "decode a layer or linear layers of a checkpoint, or what quantize wrote, to plain floats");
+  command
+      ->add_option("source", arguments->source,
+                   "model folder, or one safetensors file in it; or a file of moeref quantize")
       ->required();
   CLI::Option* layer = command->add_option(
       "--layer", arguments->layer,
@@ -253,7 +310,8 @@ void add_dequantize_command(CLI::App& app, const GlobalOptions& global) {
   command->footer(
       "Examples:\n"
       "  moeref dequantize gpt-oss-20b --layer 3 --to bf16 -o layer3.safetensors\n"
-      "  moeref dequantize Qwen3 --module model.layers.0.mlp.experts.5.up_proj -o up.safetensors");
+      "  moeref dequantize Qwen3 --module model.layers.0.mlp.experts.5.up_proj -o up.safetensors\n"
+      "  moeref dequantize quantized.safetensors -o values.safetensors");
   command->callback([arguments, &global] { run_dequantize(*arguments, global); });
 }
 

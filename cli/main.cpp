@@ -46,6 +46,7 @@ void add_commands(CLI::App& app, const GlobalOptions& global) {
   add_check_command(app, global);
   add_inspect_command(app, global);
   add_synth_command(app, global);
+  add_quantize_command(app, global);
   add_dequantize_command(app, global);
   add_conform_command(app, global);
   add_layout_command(app, global);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cli/commands.hpp"
+#include "cli/quantizer_list.hpp"
 #include "io/families/family.hpp"
 #include "io/quantization_config.hpp"
 #include "io/synth/geometry.hpp"
@@ -55,6 +56,7 @@ void print_formats(const GlobalOptions& global) {
       report["weight_formats"].push_back(
           {{"name", format.name}, {"description", format.description}});
     }
+    report["quantizers"] = quantizers_json();
     print_json(report);
     return;
   }
@@ -68,6 +70,8 @@ void print_formats(const GlobalOptions& global) {
   for (const WeightFormat& format : kWeightFormats) {
     fmt::print("{:12} {}\n", format.name, format.description);
   }
+  fmt::print("\n");
+  list_quantizers(global);
 }
 
 void print_models(const GlobalOptions& global) {
@@ -99,7 +103,8 @@ void print_models(const GlobalOptions& global) {
 }  // namespace
 
 void add_formats_command(CLI::App& app, const GlobalOptions& global) {
-  CLI::App* command = app.add_subcommand("formats", "list number formats and weight formats");
+  CLI::App* command =
+      app.add_subcommand("formats", "list number formats, weight formats and quantizers");
   command->callback([&global] { print_formats(global); });
 }
 

@@ -1,0 +1,251 @@
+#include "cli/quantized_file.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cli/layout_json.hpp"
+#include "cli/prepared_file.hpp"
+#include "layout/step.hpp"
+#include "layout/tensor_stack.hpp"
+#include "layout/transform.hpp"
+#include "quant/error.hpp"
+#include "quant/formats.hpp"
+
+namespace moeref::cli {
+namespace {
+
+using nlohmann::json;
+
+struct RuleName {
+  std::string_view name;
+  GlobalScaleRule rule;
+};
+constexpr RuleName kRules[] = {{"none", GlobalScaleRule::none},
+                               {"multiply", GlobalScaleRule::multiply},
+                               {"divide", GlobalScaleRule::divide}};
+
+std::string_view rule_name(GlobalScaleRule rule) {
+  return std::find_if(std::begin(kRules), std::end(kRules),
+                      [&](const RuleName& entry) { return entry.rule == rule; })
+      ->name;
+}
+
+Format format_of(const Fields& fields, const char* key) {
+  const auto format = parse_format(fields.string(key));
+  if (!format) fail(fields.subject(), "metadata '{}' is no number format", key);
+  return *format;
+}
+
+GlobalScaleRule rule_of(const Fields& fields, const char* key) {
+  const std::string name = fields.string(key);
+  for (const RuleName& entry : kRules) {
+    if (entry.name == name) return entry.rule;
+  }
+  fail(fields.subject(), "metadata '{}' must be none, multiply or divide", key);
+}
+
+/// Two or more sizes whose product is not beyond reason.
+Shape shape_of(const Fields& fields, const char* key) {
+  const json& sizes = fields.at(key);
+  Shape shape;
+  std::int64_t count = 1;
+  bool fits = sizes.is_array() && sizes.size() >= 2;
+  for (std::size_t i = 0; fits && i < sizes.size(); ++i) {
+    const std::int64_t size = sizes[i].is_number_integer() ? sizes[i].get<std::int64_t>() : -1;
+    fits = size >= 0 && size <= kMostElements && (size == 0 || count <= kMostElements / size);
+    shape.push_back(size);
+    count *= fits ? std::max<std::int64_t>(size, 1) : 1;
+  }
+  if (!fits) fail(fields.subject(), "metadata '{}' must be two or more sizes", key);
+  return shape;
+}
+
+/// The scales as a layout sees them, without data.
+TensorStack scale_stack_of(const QuantizedEntry& entry) {
+  const Shape shape = entry.row_scales_shape();
+  TensorStack stack;
+  stack.name = entry.scales;
+  stack.dtype = stored_dtype(entry.form.scales);
+  stack.element_bits = info(entry.form.scales).bits;
+  stack.experts = entry.experts();
+  stack.half_rows = shape[shape.size() - 2];
+  stack.cols = shape.back();
+  stack.block_rows = std::max<std::int64_t>(entry.form.block_rows, 1);
+  stack.block_cols = std::max<std::int64_t>(entry.form.block_cols, 1);
+  return stack;
+}
+
+PreparedLayer plan_scales(const QuantizedEntry& entry, TensorStack stack) {
+  return plan_single(entry.scales, std::move(stack),
+                     parse_steps("--scale-steps", entry.scale_steps), kMostElements);
+}
+
+const TensorView& checked(const SafetensorsFile& file, const std::string& name, DType dtype,
+                          std::int64_t bytes) {
+  const TensorView& view = file.at(name);
+  const bool bytes_of_codes = info(view.dtype).bits == 8 && info(dtype).bits == 8;
+  if ((view.dtype != dtype && !bytes_of_codes) ||
+      view.bytes.size() != static_cast<std::size_t>(bytes)) {
+    fail(file.path().string() + ": " + name, "is {} {}; the metadata make it {} bytes of {}",
+         moeref::name(view.dtype), to_string(view.shape), bytes, moeref::name(dtype));
+  }
+  return view;
+}
+
+}  // namespace
+
+std::int64_t QuantizedEntry::experts() const {
+  return element_count(Shape(shape.begin(), shape.end() - 2));
+}
+
+Shape QuantizedEntry::row_scales_shape() const {
+  Shape result(shape.begin(), shape.end() - 2);
+  result.push_back(form.block_rows == 0 ? std::min<std::int64_t>(rows(), 1)
+                                        : ceil_div(rows(), form.block_rows));
+  result.push_back(form.block_cols == 0 ? std::min<std::int64_t>(cols(), 1)
+                                        : ceil_div(cols(), form.block_cols));
+  return result;
+}
+
+json to_json(const QuantizedEntry& entry) {
+  json result{{"name", entry.name},
+              {"shape", entry.shape},
+              {"codes", entry.codes},
+              {"scales", entry.scales},
+              {"code_format", name(entry.form.codes)},
+              {"scale_format", name(entry.form.scales)},
+              {"block_rows", entry.form.block_rows},
+              {"block_cols", entry.form.block_cols},
+              {"global_rule", rule_name(entry.form.global_rule)}};
+  if (!entry.global.empty()) result["global"] = entry.global;
+  if (!entry.scale_steps.empty()) result["scale_steps"] = entry.scale_steps;
+  return result;
+}
+
+bool is_quantized(const SafetensorsFile& file) {
+  const auto op = file.metadata().find("op");
+  return op != file.metadata().end() && op->second == kQuantizedTensors;
+}
+
+std::vector<QuantizedEntry> quantized_entries(const SafetensorsFile& file) {
+  const std::string subject = file.path().string();
+  const auto text = file.metadata().find("params");
+  const json params =
+      text == file.metadata().end() ? json() : json::parse(text->second, nullptr, false);
+  if (!params.is_object() || !params.contains("tensors") || !params["tensors"].is_array()) {
+    fail(subject, "has no list of tensors in its metadata; write it with moeref quantize");
+  }
+  std::vector<QuantizedEntry> entries;
+  for (const json& stored : params["tensors"]) {
+    const Fields fields(subject, stored);
+    QuantizedEntry entry;
+    entry.name = fields.string("name");
+    entry.shape = shape_of(fields, "shape");
+    entry.codes = fields.string("codes");
+    entry.scales = fields.string("scales");
+    if (fields.has("global")) entry.global = fields.string("global");
+    if (fields.has("scale_steps")) entry.scale_steps = fields.string("scale_steps");
+    entry.form.codes = format_of(fields, "code_format");
+    entry.form.scales = format_of(fields, "scale_format");
+    entry.form.block_rows = fields.integer("block_rows", 0, kMostElements);
+    entry.form.block_cols = fields.integer("block_cols", 0, kMostElements);
+    entry.form.global_rule = rule_of(fields, "global_rule");
+    if (info(entry.form.codes).bits > 8 || entry.form.scales == Format::e2m1 ||
+        entry.form.scales == Format::f64) {
+      fail(subject, "metadata params.tensors: {} codes with {} scales are no quantized tensor",
+           name(entry.form.codes), name(entry.form.scales));
+    }
+    if (entry.form.codes == Format::e2m1 && entry.cols() % 2 != 0) {
+      fail(subject, "metadata params.tensors: {} has an odd number of packed columns", entry.name);
+    }
+    entries.push_back(std::move(entry));
+  }
+  return entries;
+}
+
+Tensor with_steps(const TensorView& scales, const QuantizedEntry& entry, int threads) {
+  TensorView matrices = scales;
+  matrices.shape = {entry.experts(), entry.row_scales_shape()[entry.shape.size() - 2],
+                    entry.row_scales_shape().back()};
+  TensorStack stack = dense_stack(matrices, GateOrder::none, info(scales.dtype).bits);
+  stack.block_rows = std::max<std::int64_t>(entry.form.block_rows, 1);
+  stack.block_cols = std::max<std::int64_t>(entry.form.block_cols, 1);
+  const PreparedLayer layer = plan_scales(entry, std::move(stack));
+  Tensor tensor = make(layer.tensors.front(), threads);
+  tensor.shape = written_shape(layer.tensors.front());
+  tensor.name = entry.scales;
+  return tensor;
+}
+
+std::vector<std::byte> without_steps(const TensorView& stored, const QuantizedEntry& entry,
+                                     int threads) {
+  const PreparedLayer layer = plan_scales(entry, scale_stack_of(entry));
+  const Plan& plan = layer.tensors.front().plan;
+  if (static_cast<std::size_t>(byte_count(layer.tensors.front())) != stored.bytes.size()) {
+    fail(stored.name, "has {} bytes; {} make {}", stored.bytes.size(), entry.scale_steps,
+         byte_count(layer.tensors.front()));
+  }
+  std::vector<std::byte> scales(static_cast<std::size_t>(element_count(entry.row_scales_shape())) *
+                                static_cast<std::size_t>(info(entry.form.scales).bits / 8));
+  const UndoReport report = undo(plan.map, stored.bytes, plan.recoders, scales, threads);
+  if (report.wrong_pads != 0 || report.wrong_copies != 0) {
+    fail(stored.name, "has {} pads and {} copies that {} would not write", report.wrong_pads,
+         report.wrong_copies, entry.scale_steps);
+  }
+  return scales;
+}
+
+bool has_row_scales(const SafetensorsFile& file, const QuantizedEntry& entry) {
+  if (entry.form.global_rule == GlobalScaleRule::none) return false;
+  const std::int64_t count = file.at(entry.global).size();
+  return count == entry.experts() * entry.rows() && count != entry.experts();
+}
+
+ScaledMatrix stored_matrix(const SafetensorsFile& file, const QuantizedEntry& entry,
+                           std::span<const std::byte> scales, std::int64_t number,
+                           std::optional<std::int64_t> row) {
+  const std::int64_t rows = entry.rows();
+  const std::int64_t cols = entry.cols();
+  const std::int64_t code_bytes = entry.form.codes == Format::e2m1 ? rows * cols / 2 : rows * cols;
+  const TensorView& codes =
+      checked(file, entry.codes, stored_dtype(entry.form.codes), entry.experts() * code_bytes);
+  const Shape blocks = entry.row_scales_shape();
+  const std::int64_t row_blocks = blocks[blocks.size() - 2];
+  const std::int64_t width = info(entry.form.scales).bits / 8;
+  if (scales.size() != static_cast<std::size_t>(element_count(blocks) * width)) {
+    fail(file.path().string() + ": " + entry.scales, "has {} bytes; {} scales of {} are needed",
+         scales.size(), element_count(blocks), name(entry.form.scales));
+  }
+  ScaledMatrix matrix;
+  matrix.name = file.path().string() + ": " + entry.codes;
+  matrix.rows = rows;
+  matrix.cols = cols;
+  matrix.codes = {.data = codes.bytes.data() + number * code_bytes,
+                  .format = entry.form.codes,
+                  .row_stride = cols};
+  matrix.scales =
+      ScaleGrid{.data = scales.data() + number * row_blocks * blocks.back() * width,
+                .format = entry.form.scales,
+                .block_rows = entry.form.block_rows != 0 ? entry.form.block_rows
+                                                         : std::max<std::int64_t>(rows, 1),
+                .block_cols = entry.form.block_cols != 0 ? entry.form.block_cols
+                                                         : std::max<std::int64_t>(cols, 1),
+                .row_stride = blocks.back(),
+                .col_stride = 1};
+  if (entry.form.global_rule != GlobalScaleRule::none) {
+    const TensorView& global = file.at(entry.global);
+    const bool one_a_row = has_row_scales(file, entry);
+    if (global.dtype != DType::f32 || (!one_a_row && global.size() != entry.experts())) {
+      fail(file.path().string() + ": " + entry.global,
+           "is {} {}; one F32 a matrix or a row is needed", name(global.dtype),
+           to_string(global.shape));
+    }
+    matrix.global_rule = entry.form.global_rule;
+    matrix.global_scale = global.at<float>(one_a_row ? number * rows + row.value_or(0) : number);
+  }
+  return row ? row_slice(matrix, *row, 1) : matrix;
+}
+
+}  // namespace moeref::cli
