@@ -267,6 +267,26 @@ void print_options(const Backend& backend) {
   }
 }
 
+/// What becomes of the activations under these options.
+void print_quantizers(const Backend& backend, const Options& options) {
+  fmt::print("\nActivations\n");
+  const std::vector<QuantizerUse> uses = quantizers_for(backend, options);
+  if (uses.empty()) {
+    fmt::print("    {}\n", backend.quantizers.empty() ? "16 bits, as they are"
+                                                      : "no quantizer is known for these options");
+  }
+  for (const QuantizerUse& use : uses) {
+    fmt::print("    {:23} {}{}{}{}{}\n", use.stage, use.quantizer, use.options.empty() ? "" : " ",
+               fmt::join(use.options, " "), use.scale.empty() ? "" : ", scale ", use.scale);
+  }
+}
+
+json to_json(const QuantizerUse& use) {
+  json entry{{"stage", use.stage}, {"quantizer", use.quantizer}, {"options", use.options}};
+  if (!use.scale.empty()) entry["scale"] = use.scale;
+  return entry;
+}
+
 /// Samples of the same steps, told once.
 void print_samples(const std::vector<Sample>& samples) {
   std::vector<std::pair<std::string, std::vector<const Sample*>>> groups;
@@ -327,6 +347,10 @@ void list_backend(const std::string& name, const std::vector<std::string>& optio
   const std::vector<Sample> samples = samples_of(backend, options, refusals);
   if (global.json) {
     json report = to_json(backend);
+    report["activations"] = json::array();
+    for (const QuantizerUse& use : quantizers_for(backend, options)) {
+      report["activations"].push_back(to_json(use));
+    }
     report["recipes"] = json::array();
     for (const Sample& sample : samples) report["recipes"].push_back(recipe_to_json(sample));
     report["refused"] = refusals;
@@ -336,6 +360,7 @@ void list_backend(const std::string& name, const std::vector<std::string>& optio
   fmt::print("{} ({}): {}\ntakes {}\n", backend.name, backend.family,
              wrapped(std::string(backend.summary), 2), fmt::join(backend.formats, ", "));
   print_options(backend);
+  print_quantizers(backend, options);
   print_samples(samples);
   for (const std::string& refusal : refusals) {
     fmt::print("\nnot taken: {}\n", wrapped(refusal, 2));

@@ -132,6 +132,21 @@ std::vector<AlignmentRule> rules_for(const Backend& backend, const Options& opti
   return rules;
 }
 
+std::vector<QuantizerUse> quantizers_for(const Backend& backend, const Options& options) {
+  std::vector<QuantizerUse> uses;
+  for (const QuantizerUse& use : backend.quantizers) {
+    const std::vector<std::string_view> words = words_of(use.when);
+    const bool chosen = std::all_of(words.begin(), words.end(), [&](std::string_view word) {
+      const std::optional<Choice> choice = choice_of(backend, word);
+      if (!choice)
+        fail(backend.name, "has a quantizer when '{}', which is no option's value", word);
+      return choice->holds(options);
+    });
+    if (chosen) uses.push_back(use);
+  }
+  return uses;
+}
+
 bool applies(const AlignmentRule& rule, const LayerShape& shape) {
   const std::vector<std::string_view> words = words_of(rule.when);
   return std::all_of(words.begin(), words.end(), [&shape](std::string_view word) {

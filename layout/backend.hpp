@@ -10,6 +10,7 @@
 
 #include "layout/loader.hpp"
 #include "layout/step.hpp"
+#include "quant/numerics.hpp"
 #include "quant/options.hpp"
 
 namespace moeref {
@@ -113,6 +114,8 @@ struct Backend {
   /// kernel does not compute.
   std::vector<OptionInfo> options = {};
   std::vector<AlignmentRule> rules = {};
+  /// Empty: its kernels take 16-bit activations as they are.
+  std::vector<QuantizerUse> quantizers = {};
   /// How a tensor-parallel rank's part is cut; null = LoaderKind::even.
   Loader (*loader)(const LayerShape& whole, const Options& options) = nullptr;
   /// The steps for a loaded shape that fits `formats` and `rules` (those about padded sizes aside).
@@ -136,6 +139,8 @@ Options parse_options(const Backend& backend, std::span<const std::string> texts
 /// The rules that these options leave; of `when` the words about the layer. Error: a size or word
 /// that the backend does not have.
 std::vector<AlignmentRule> rules_for(const Backend& backend, const Options& options);
+/// The quantizers that these options leave. Error: a word of `when` that is no option's value.
+std::vector<QuantizerUse> quantizers_for(const Backend& backend, const Options& options);
 /// Whether a rule of rules_for is one for this layer.
 bool applies(const AlignmentRule& rule, const LayerShape& shape);
 /// Checks format and alignment rules and gives the steps. Error: one line with the rule.

@@ -46,6 +46,11 @@ const Backend aiter_fp8_block{
     .formats = {"fp8_block"},
     .options = {aiter::device_option()},
     .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
+    .quantizers =
+        {{"input", "aiter_hip_fp8_group", {"elements=e4m3fnuz"}, "", "device=gfx942"},
+         {"intermediate", "aiter_hip_fp8_group", {"elements=e4m3fnuz"}, "", "device=gfx942"},
+         {"input", "aiter_hip_fp8_group", {"elements=e4m3"}, "", "device=gfx950"},
+         {"intermediate", "aiter_hip_fp8_group", {"elements=e4m3"}, "", "device=gfx950"}},
     .loader = aiter::padded_to_128,
     .recipe = recipe,
 };

@@ -37,6 +37,11 @@ const Backend aiter_fp8_channel{
     .formats = {"fp8_channel"},
     .options = {aiter::device_option()},
     .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
+    .quantizers =
+        {{"input", "aiter_torch_fp8_token", {"elements=e4m3fnuz"}, "", "device=gfx942"},
+         {"intermediate", "aiter_torch_fp8_token", {"elements=e4m3fnuz"}, "", "device=gfx942"},
+         {"input", "aiter_torch_fp8_token", {"elements=e4m3"}, "", "device=gfx950"},
+         {"intermediate", "aiter_torch_fp8_token", {"elements=e4m3"}, "", "device=gfx950"}},
     .loader = aiter::padded_to_128,
     .recipe = recipe,
 };

@@ -59,6 +59,7 @@ const Backend aiter_mxfp4{
     .rules = {{"hidden", 256, "",
                "e8m0_shuffle of [experts * rows, columns]: columns % 8, experts * rows % 256"},
               {"intermediate", kBlock, "", "a scale of w2 stands for 32 columns"}},
+    .quantizers = {{"input", "aiter_triton_mxfp4"}, {"intermediate", "aiter_triton_mxfp4"}},
     .loader = loader,
     .recipe = recipe,
 };

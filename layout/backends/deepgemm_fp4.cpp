@@ -49,6 +49,8 @@ const Backend deepgemm_fp4{
     .options = {},
     .rules = {{"hidden", 32, "", "a scale for 32 columns"},
               {"intermediate", 32, "", "a scale for 32 columns"}},
+    .quantizers = {{"input", "sglang_fp8_group", {"scale=ue8m0"}},
+                   {"intermediate", "sglang_fp8_group", {"scale=ue8m0"}}},
     .loader = nullptr,
     .recipe = recipe,
 };

@@ -47,6 +47,8 @@ const Backend deepgemm_fp8{
     .formats = {"fp8_block"},
     .options = {{"scale_major", {"k", "mn"}, "scales row-major, or exactly transposed"}},
     .rules = {{"intermediate", kBlock, "", "SGLang create_weights: a block must not cross halves"}},
+    .quantizers = {{"input", "sglang_fp8_group"},
+                   {"intermediate", "sglang_triton_fp8_group", {"form=div"}}},
     .loader = nullptr,
     .recipe = recipe,
 };

@@ -56,6 +56,8 @@ const Backend deepgemm_fp8_ue8m0{
     .options = {{"requantize", {"on", "off"}, "off: the scales already are powers of two"}},
     .rules = {{"intermediate", kBlock, "", "SGLang create_weights: a block must not cross halves"},
               {"hidden", kBlock, "", "the requantizer takes all experts as one matrix of blocks"}},
+    .quantizers = {{"input", "sglang_fp8_group", {"scale=ue8m0"}},
+                   {"intermediate", "sglang_fp8_group", {"scale=ue8m0"}}},
     .loader = nullptr,
     .recipe = recipe,
 };

@@ -82,6 +82,8 @@ const Backend flashinfer_cutedsl_v1{
               {"intermediate", 64, "gated", "2 intermediate rows in scale tiles of 128 rows"},
               {"intermediate", kBlock, "not gated",
                "weights and scales are padded alike only from whole scale blocks"}},
+    .quantizers = {{"input", "flashinfer_nvfp4", {}, "w13_input_scale_quant"},
+                   {"intermediate", "flashinfer_nvfp4", {}, "w2_input_scale_quant"}},
     .recipe = recipe,
 };
 

@@ -85,6 +85,8 @@ const Backend flashinfer_cutedsl_v2{
               {"intermediate", kInterleave, "gated", "up and gate alternate in blocks of 64 rows"},
               {"intermediate", kBlock, "not gated",
                "weights and scales are padded alike only from whole scale blocks"}},
+    .quantizers = {{"input", "flashinfer_nvfp4", {}, "input_scale"},
+                   {"intermediate", "cutedsl_nvfp4_moe", {}, "fc2_input_scale"}},
     .recipe = recipe,
 };
 

@@ -70,6 +70,8 @@ const Backend flashinfer_cutlass_fp8{
                  {"cuda", "cpu"},
                  "where w13 is requantized: cuda rounds its scales to FP16 first"}},
     .rules = {{"hidden", kAlignment, "", "FlashInfer binding: 128-bit loads of FP8 weights"}},
+    .quantizers = {{"input", "sglang_fp8_static", {}, "a1 = max(w13_input_scale)"},
+                   {"intermediate", "flashinfer_fp8_static_moe", {}, "fc2_quant"}},
     .recipe = recipe,
 };
 

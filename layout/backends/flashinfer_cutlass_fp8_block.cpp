@@ -45,6 +45,8 @@ const Backend flashinfer_cutlass_fp8_block{
     .options = {clamp_scales_option()},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 128"},
               {"intermediate", kBlock, "", "scale blocks of 128 rows must not cross the halves"}},
+    .quantizers = {{"input", "flashinfer_fp8_group_sm90"},
+                   {"intermediate", "flashinfer_fp8_group_sm90"}},
     .recipe = recipe,
 };
 

@@ -58,6 +58,7 @@ const Backend flashinfer_cutlass_mxfp8{
               {"intermediate", kBlock, "", "whole scale blocks of 32"},
               {"intermediate", kTile, "gated and mxfp8",
                "the kernel reads gate's scales from a whole tile of 128 rows on"}},
+    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = loader,
     .recipe = recipe,
 };

@@ -75,6 +75,15 @@ const Backend flashinfer_cutlass_nvfp4{
               {"intermediate", 64, "gated", "2 intermediate rows in scale tiles of 128 rows"},
               {"intermediate", kBlock, "not gated",
                "weights and scales are padded alike only from whole scale blocks"}},
+    .quantizers =
+        {{"input", "flashinfer_nvfp4", {}, "w13_input_scale_quant", "activation_scales!=per_token"},
+         {"intermediate",
+          "flashinfer_nvfp4",
+          {},
+          "w2_input_scale_quant",
+          "activation_scales!=per_token"},
+         {"input", "flashinfer_nvfp4_token", {}, "", "activation_scales=per_token"},
+         {"intermediate", "flashinfer_nvfp4_token", {}, "", "activation_scales=per_token"}},
     .recipe = recipe,
 };
 

@@ -130,6 +130,9 @@ const Backend flashinfer_trtllm_fp8{
     .rules = {{"hidden", 32, "", "the row shuffle moves blocks of 32 rows of w2"},
               {"padded intermediate", 16, "gated", kRowShuffle},
               {"padded intermediate", 32, "not gated", kRowShuffle}},
+    .quantizers =
+        {{"input", "sglang_fp8_static", {}, "a1 = max(w13_input_scale)"},
+         {"intermediate", "flashinfer_fp8_static_moe", {}, "1 / a2, folded into the scales"}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

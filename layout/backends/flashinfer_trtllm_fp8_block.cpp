@@ -50,6 +50,7 @@ const Backend flashinfer_trtllm_fp8_block{
                 swiglu_option()},
     .rules = {{"hidden", kBlock, "", "FlashInfer checks scale shapes of exactly / 128"},
               {"intermediate", kBlock, "", "FlashInfer checks intermediate_size % 128 == 0"}},
+    .quantizers = {{"input", "sglang_fp8_group"}, {"intermediate", "trtllm_fp8_group"}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

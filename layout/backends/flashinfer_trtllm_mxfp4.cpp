@@ -53,6 +53,7 @@ const Backend flashinfer_trtllm_mxfp4{
               {"intermediate", kBlock, "", "a scale of w2 stands for 32 columns"},
               {"padded hidden", 4 * kBlock, "", trtllm::kAlignToScaleTiles},
               {"padded intermediate", 4 * kBlock, "", trtllm::kAlignToScaleTiles}},
+    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = loader,
     .recipe = recipe,
 };

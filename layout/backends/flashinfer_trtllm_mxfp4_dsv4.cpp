@@ -83,6 +83,7 @@ const Backend flashinfer_trtllm_mxfp4_dsv4{
     .rules = {{"hidden", 128, "", "the scale tiles have 128 rows and 4 columns of 32"},
               {"intermediate", 64, "loader=unpadded",
                "the scale shuffle needs whole tiles of 128 rows of w13; choose loader=padded"}},
+    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

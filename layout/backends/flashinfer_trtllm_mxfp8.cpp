@@ -31,6 +31,7 @@ const Backend flashinfer_trtllm_mxfp8{
                 swiglu_option()},
     .rules = {{"hidden", 4 * kBlock, "", trtllm::kScaleTiles},
               {"padded intermediate", 4 * kBlock, "", trtllm::kAlignToScaleTiles}},
+    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

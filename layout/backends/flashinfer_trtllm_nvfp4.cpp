@@ -247,6 +247,8 @@ const Backend flashinfer_trtllm_nvfp4{
                "the scale tiles have 128 rows of w2 and are not padded; hidden=to_256 pads"},
               {"padded intermediate", 64, "gated", trtllm::kAlignToScaleTiles},
               {"padded intermediate", 128, "not gated", trtllm::kAlignToScaleTiles}},
+    .quantizers = {{"input", "flashinfer_nvfp4", {}, "1 / a1"},
+                   {"intermediate", "flashinfer_nvfp4", {}, "1 / a2, folded into g1_scale_c"}},
     .loader = trtllm::loader,
     .recipe = recipe,
 };

@@ -38,6 +38,8 @@ const Backend triton_fp8_block{
     .formats = {"fp8_block"},
     .options = {fnuz_option()},
     .rules = {{"intermediate", kBlock, "", "SGLang create_weights: a block must not cross halves"}},
+    .quantizers = {{"input", "sglang_fp8_group", {"version=v0"}, "", "fnuz=off"},
+                   {"intermediate", "sglang_fp8_group", {"version=v0"}, "", "fnuz=off"}},
     .loader = nullptr,
     .recipe = recipe,
 };

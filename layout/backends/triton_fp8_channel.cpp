@@ -39,6 +39,8 @@ const Backend triton_fp8_channel{
     .formats = {"fp8_channel"},
     .options = {moe_padding_option(), fnuz_option()},
     .rules = {},
+    .quantizers = {{"input", "sglang_fp8_token", {}, "", "fnuz=off"},
+                   {"intermediate", "sglang_fp8_token", {}, "", "fnuz=off"}},
     .loader = nullptr,
     .recipe = recipe,
 };

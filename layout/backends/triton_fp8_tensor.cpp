@@ -95,6 +95,8 @@ const Backend triton_fp8_tensor{
                  {"per_half", "ct_upstream"},
                  "ct_upstream: halves 128-aligned, but requantized at the unaligned offset"}},
     .rules = {},
+    .quantizers = {{"input", "sglang_fp8_static", {}, "w13_input_scale", "fnuz=off"},
+                   {"intermediate", "sglang_fp8_static", {}, "w2_input_scale", "fnuz=off"}},
     .loader = loader,
     .recipe = recipe,
 };

@@ -52,7 +52,7 @@ QuantizePlan hip_group_plan(const Options& options, Format) {
   plan.form = {.codes = codes,
                .scales = ue8m0 ? Format::e8m0 : Format::f32,
                .block_rows = 1,
-               .block_cols = options.integer("group")};
+               .block_cols = columns(options, "group")};
   plan.element = {.clamp = ElementClamp::low_first,
                   .limit = largest,
                   .codes = codes,

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "quant/cast.hpp"
+#include "quant/error.hpp"
 #include "quant/gpu/approx.hpp"
 #include "quant/quantize.hpp"
 
@@ -115,6 +116,13 @@ inline QuantizedForm nvfp4_form(GlobalScaleOf global, GlobalScaleRule rule) {
           .block_cols = 16,
           .global = global,
           .global_rule = rule};
+}
+
+/// An option that is a number of columns. Error: 0.
+inline std::int64_t columns(const Options& options, std::string_view option) {
+  const std::int64_t count = options.integer(option);
+  if (count == 0) fail(option, "is 0; give the columns of a block");
+  return count;
 }
 
 inline BlockScale f32_scale(float scale, float factor) { return {bits_of(scale), factor}; }

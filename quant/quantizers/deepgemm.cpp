@@ -23,7 +23,7 @@ QuantizePlan plan_for(const Options& options, Format codes, std::int64_t rows) {
   plan.form = {.codes = codes,
                .scales = Format::f32,
                .block_rows = rows,
-               .block_cols = options.integer("group")};
+               .block_cols = columns(options, "group")};
   plan.nan_amax = NanAmax::propagated;
   plan.whole_blocks = false;
   if (codes == Format::e2m1) {

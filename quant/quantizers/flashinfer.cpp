@@ -236,7 +236,32 @@ QuantizePlan fp8_token_moe_plan(const Options&, Format) {
   return plan;
 }
 
+QuantizePlan fp8_static_moe_plan(const Options&, Format) {
+  QuantizePlan plan;
+  plan.form = fp8_form(0, 0);
+  plan.form.global = GlobalScaleOf::given;
+  plan.form.global_rule = GlobalScaleRule::divide;
+  plan.element = {.op = ElementOp::multiply_ftz};
+  plan.scale = [](const GlobalScale& global) {
+    return [g = global.stored](float) { return f32_scale(1.0f, g); };
+  };
+  return plan;
+}
+
 }  // namespace
+
+extern const Quantizer flashinfer_fp8_static_moe{
+    .name = "flashinfer_fp8_static_moe",
+    .family = "FlashInfer",
+    .summary = "E4M3 of the CUTLASS MoE's second GEMM under a calibrated factor g",
+    .formula = "q = E4M3(g * x), .ftz, no clamp; g is 1 / a2",
+    .specials = "zero: +-0; infinity: +-448; NaN: 0x7F",
+    .source =
+        "flashinfer@fb28d7242b35 csrc/fused_moe/cutlass_backend/"
+        "cutlass_fused_moe_kernels.cuh doActivationKernel",
+    .activations = true,
+    .plan = fp8_static_moe_plan,
+};
 
 extern const Quantizer flashinfer_nvfp4{
     .name = "flashinfer_nvfp4",

@@ -53,7 +53,7 @@ const OptionInfo kElementsOption{"elements", {"e2m1", "e4m3", "e5m2"}, "format o
 const OptionInfo kBlockOption{"block", {"N", "32"}, "columns of a block"};
 
 QuantizedForm form(const Options& options) {
-  return mx_form(elements(options), options.integer("block"));
+  return mx_form(elements(options), columns(options, "block"));
 }
 
 /// 2^(byte - 127), NaN of 0xFF.

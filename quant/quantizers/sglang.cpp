@@ -88,7 +88,7 @@ QuantizePlan group_plan(const Options& options, Format input) {
   return with_math(options, [&](auto math) {
     using Math = decltype(math);
     QuantizePlan plan;
-    plan.form = fp8_form(1, options.integer("group"));
+    plan.form = fp8_form(1, columns(options, "group"));
     plan.element = {.op = Math::kMultiply};
     if (version == "v0" && Math::kMultiply == ElementOp::multiply) {
       plan.element.op = ElementOp::divide;
@@ -121,7 +121,7 @@ QuantizePlan triton_group_plan(const Options& options, Format) {
   const bool divides = options.is("form", "div");
   const bool ue8m0 = options.is("scale", "ue8m0");
   QuantizePlan plan;
-  plan.form = fp8_form(1, options.integer("group"));
+  plan.form = fp8_form(1, columns(options, "group"));
   plan.element = {.op = divides ? ElementOp::divide_full : ElementOp::multiply,
                   .clamp = ElementClamp::low_first,
                   .limit = kE4m3Max};

@@ -10,7 +10,7 @@ QuantizePlan group_plan(const Options& options, Format) {
   const bool ue8m0 = options.is("scale", "ue8m0");
   const bool by_log2 = options.is("kernel", "shared_memory");
   QuantizePlan plan;
-  plan.form = fp8_form(1, options.integer("group"));
+  plan.form = fp8_form(1, columns(options, "group"));
   plan.element = {.op = ElementOp::divide, .clamp = ElementClamp::low_first, .limit = kE4m3Max};
   plan.scale = [ue8m0, by_log2](const GlobalScale&) {
     return [ue8m0, by_log2](float amax) {
