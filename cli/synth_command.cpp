@@ -57,14 +57,19 @@ class InterruptGuard {
 };
 
 nlohmann::json json_summary(const SynthPlan& plan, const SynthFiles& files) {
-  return {{"folder", files.folder.string()},
-          {"model", plan.model->name},
-          {"scale", plan.scale == SynthScale::tiny ? "tiny" : "full"},
-          {"seed", plan.seed},
-          {"layers", plan.moe_layers},
-          {"tensors", plan.tensors.size()},
-          {"tensor_bytes", files.tensor_bytes},
-          {"files", files.weight_files}};
+  nlohmann::json summary = {{"folder", files.folder.string()},
+                            {"model", plan.model->name},
+                            {"scale", plan.scale == SynthScale::tiny ? "tiny" : "full"},
+                            {"seed", plan.seed},
+                            {"layers", plan.moe_layers},
+                            {"tensors", plan.tensors.size()},
+                            {"tensor_bytes", files.tensor_bytes},
+                            {"files", files.weight_files}};
+  if (plan.quantizer) {
+    summary["quantizer"] = {{"name", plan.quantizer->quantizer->name},
+                            {"options", plan.quantizer->options.values()}};
+  }
+  return summary;
 }
 
 void print_summary(const SynthPlan& plan, const SynthFiles& files, double seconds) {
@@ -74,6 +79,7 @@ void print_summary(const SynthPlan& plan, const SynthFiles& files, double second
              sizes.hidden, sizes.intermediate);
   if (sizes.shared_intermediate != 0) fmt::print(", shared {}", sizes.shared_intermediate);
   if (sizes.latent != 0) fmt::print(", latent {}", sizes.latent);
+  if (plan.quantizer) fmt::print("\n  weights quantized by {}", full_name(*plan.quantizer));
   const double megabytes = static_cast<double>(files.tensor_bytes) * 1e-6;
   fmt::print("\n  {} tensors, {:.1f} MB in {} file{}, {:.2f} s ({:.0f} MB/s)\n",
              plan.tensors.size(), megabytes, files.weight_files.size(),
@@ -127,7 +133,16 @@ std::string footer() {
       "that the\n"
       "layer numbers are the model's own: --layer 3 of deepseek-v3 is its first layer with "
       "experts.\n"
-      "Same options, same bytes, on every machine and with any --threads.\n\nModels:\n";
+      "Same options, same bytes, on every machine and with any --threads.\n\n"
+      "Without --quantizer, codes and scales are drawn themselves. With it, normally distributed "
+      "bf16 weights\n"
+      "are drawn and quantized: codes, block scales and global scales are what the quantizer makes "
+      "of them (gate\n"
+      "and up share a global scale unless --split-global-scales). Router, norms, biases, scales of "
+      "activations,\n"
+      "and a shared expert in another form (deepseek-v4: FP8) stay as they are. A quantizer that "
+      "does not fit the\n"
+      "model is refused with a list of those that do.\n\nModels:\n";
   for (const SynthModel& model : synth_models()) {
     text += fmt::format("  {:<24} {}\n", model.name, model.description);
   }
@@ -138,7 +153,11 @@ std::string footer() {
          "  moeref synth deepseek-v3 --scale full --experts 32 -o ds        released sizes, 32 "
          "experts\n"
          "  moeref synth deepseek-v4 --layers 2 --hash-layers 1 -o ds4      layer 0 routes by "
-         "token id";
+         "token id\n"
+         "  moeref synth gpt-oss-20b --quantizer ocp_mx -o ocp              weights as OCP MX 1.0 "
+         "quantizes them\n"
+         "  moeref synth deepseek-v3 --quantizer deepgemm_fp8_block --quantizer-option scale=ue8m0 "
+         "-o dg";
 }
 
 }  // namespace
@@ -166,6 +185,10 @@ void add_synth_command(CLI::App& app, const GlobalOptions& global) {
       "pairs of experts with equal router rows, whose logits always tie (default 0)");
   command->add_flag("--split-global-scales", options.split_global_scales,
                     "NVFP4: gate and up with different global scales, as some releases have");
+  command->add_option("--quantizer", options.quantizer,
+                      "draw bf16 weights and quantize them with this weight quantizer");
+  command->add_option("--quantizer-option", options.quantizer_options,
+                      "an option of the quantizer, key=value; may be repeated");
   command->add_option("--shard-size", arguments->shard_size,
                       "bytes of a weight file (default 5GB)");
   command->add_flag("--force", arguments->force, "replace a checkpoint that is in the folder");

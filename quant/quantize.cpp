@@ -44,13 +44,24 @@ void quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional
   if (takes_scale && !given) fail(values.name, "needs a scale: the quantizer's is calibrated");
   if (!takes_scale && given) fail(values.name, "takes no scale: the quantizer makes its own");
   const simd::DefaultFloatEnvironment environment;
-  carry_out(plan, values, given, threads, out);
+  carry_out(plan, values, given, std::nullopt, threads, out);
 }
 
 Quantized quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
                    int threads) {
   Quantized out;
   quantize(plan, values, given, threads, out);
+  return out;
+}
+
+Quantized quantize_rows(const QuantizePlan& plan, const ValueMatrix& rows, float amax,
+                        int threads) {
+  if (plan.form.global == GlobalScaleOf::given) {
+    fail(rows.name, "needs a scale: the quantizer's is calibrated");
+  }
+  const simd::DefaultFloatEnvironment environment;
+  Quantized out;
+  carry_out(plan, rows, std::nullopt, amax, threads, out);
   return out;
 }
 

@@ -147,7 +147,13 @@ Quantized quantize(const QuantizePlan& plan, const ValueMatrix& values, std::opt
 /// The same into a result whose memory is used again.
 void quantize(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
               int threads, Quantized& out);
-/// The same by name and "key=value" options.
+/// Quantizes rows of a larger tensor as `quantize` does with the whole of it: the same codes,
+/// scales and global scale. `rows` begins where a block does (anywhere, if the block is the tensor)
+/// and ends so, or with the tensor. `amax`: the largest magnitude of the whole, or of all tensors
+/// that one global scale is for; read only for scales of the tensor. Error: as `quantize`;
+/// GlobalScaleOf::given.
+Quantized quantize_rows(const QuantizePlan& plan, const ValueMatrix& rows, float amax, int threads);
+/// `quantize` by name and "key=value" options.
 Quantized quantize(std::string_view quantizer, std::span<const std::string> options,
                    const ValueMatrix& values, std::optional<float> given, int threads);
 

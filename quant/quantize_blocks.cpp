@@ -84,13 +84,15 @@ simd::NumberType number_type(Format format) {
 /// One quantization under way.
 class Work {
  public:
-  Work(const QuantizePlan& plan, const ValueMatrix& values, int threads, Quantized& out)
+  Work(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> amax, int threads,
+       Quantized& out)
       : plan_(plan),
         values_(values),
         threads_(threads),
         coder_(plan.element),
         width_(info(values.format).bits / 8),
         out_(out) {
+    if (amax) elsewhere_.add(std::span<const float>(&*amax, 1));
     out_.form = plan.form;
     out_.rows = values.rows;
     out_.cols = values.cols;
@@ -111,7 +113,7 @@ class Work {
     const bool halves = values.format == Format::bf16 || values.format == Format::f16;
     const bool whole = values.cols > 0 && vector_cols_ == values.cols &&
                        (out_.col_blocks == 1 || values.cols % block_cols_ == 0);
-    knows_scales_ = block_rows_ == 1 && halves && whole && plan.scale &&
+    knows_scales_ = plan.form.block_rows == 1 && halves && whole && plan.scale &&
                     plan.form.global != GlobalScaleOf::row &&
                     (scale_bytes() == 1 || scale_bytes() == 4);
   }
@@ -126,7 +128,7 @@ class Work {
         out_.global = {global_.stored};
         break;
       case GlobalScaleOf::tensor:
-        global_ = global_scale(amax_of_rows(0, values_.rows));
+        global_ = global_scale(amax_of_rows(0, values_.rows, elsewhere_));
         out_.global = {global_.stored};
         break;
       case GlobalScaleOf::row:
@@ -243,8 +245,8 @@ class Work {
     }
   }
 
-  /// Of whole rows.
-  Amax amax_of_rows(std::int64_t begin, std::int64_t end) const {
+  /// Of whole rows and what `all` has.
+  Amax amax_of_rows(std::int64_t begin, std::int64_t end, Amax all) const {
     std::vector<Amax> parts(static_cast<std::size_t>(ceil_div(end - begin, kRowsAtOnce)));
     parallel_for<Buffers>(static_cast<std::int64_t>(parts.size()), threads_,
                           [&](std::int64_t part, Buffers& buffers) {
@@ -258,10 +260,12 @@ class Work {
                               parts[static_cast<std::size_t>(part)].add(amax);
                             }
                           });
-    Amax all;
     for (const Amax& part : parts) all.add(part);
     return all;
   }
+
+  /// What a block has beyond the rows at hand: where it is the tensor, the rest of it.
+  Amax block_elsewhere() const { return plan_.form.block_rows == 0 ? elsewhere_ : Amax{}; }
 
   GlobalScale global_scale(const Amax& amax) const {
     const float value = amax.value(plan_.nan_global);
@@ -325,7 +329,7 @@ class Work {
     const std::int64_t first = row_block * block_rows_;
     const std::int64_t end = std::min(first + block_rows_, values_.rows);
     const auto blocks = static_cast<std::size_t>(out_.col_blocks);
-    buffers.amax.assign(blocks, {});
+    buffers.amax.assign(blocks, block_elsewhere());
     buffers.factors.resize(blocks);
     for (std::int64_t row = first; row < end; ++row) add_amax(row, buffers.amax, buffers);
     buffers.global = global_;
@@ -351,7 +355,7 @@ class Work {
   void tall_blocks(std::int64_t row_block) {
     const std::int64_t first = row_block * block_rows_;
     const std::int64_t end = std::min(first + block_rows_, values_.rows);
-    const Amax amax = amax_of_rows(first, end);
+    const Amax amax = amax_of_rows(first, end, block_elsewhere());
     BlockFactor factor = factor_of(scale_, amax.value(plan_.nan_amax));
     if (amax.has_nan()) factor.vector.reset();
     store_scale(row_block, 0, factor.scale.code);
@@ -422,6 +426,7 @@ class Work {
   int threads_;
   ElementCoder coder_;
   std::int64_t width_;  ///< bytes of a number
+  Amax elsewhere_;      ///< of the tensor that `values_` are rows of
   std::int64_t block_rows_ = 1;
   std::int64_t block_cols_ = 1;
   std::optional<VectorRule> vector_;
@@ -435,8 +440,8 @@ class Work {
 }  // namespace
 
 void carry_out(const QuantizePlan& plan, const ValueMatrix& values, std::optional<float> given,
-               int threads, Quantized& out) {
-  Work(plan, values, threads, out).run(given);
+               std::optional<float> amax, int threads, Quantized& out) {
+  Work(plan, values, amax, threads, out).run(given);
 }
 
 }  // namespace moeref

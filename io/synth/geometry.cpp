@@ -183,4 +183,39 @@ const SynthModel& find_synth_model(std::string_view name) {
 
 bool is_gated(SynthFamily family) { return family != SynthFamily::nemotron_h; }
 
+std::optional<QuantizedForm> weight_form(SynthStorage storage) {
+  const auto fp8 = [](Format scales, std::int64_t rows, std::int64_t cols) {
+    return QuantizedForm{
+        .codes = Format::e4m3, .scales = scales, .block_rows = rows, .block_cols = cols};
+  };
+  const auto nvfp4 = [](GlobalScaleRule rule) {
+    return QuantizedForm{.codes = Format::e2m1,
+                         .scales = Format::ue4m3,
+                         .block_rows = 1,
+                         .block_cols = 16,
+                         .global = GlobalScaleOf::tensor,
+                         .global_rule = rule};
+  };
+  switch (storage) {
+    case Storage::bf16:
+      return std::nullopt;
+    case Storage::mxfp4:
+      return QuantizedForm{
+          .codes = Format::e2m1, .scales = Format::e8m0, .block_rows = 1, .block_cols = 32};
+    case Storage::fp8_block_f32:
+      return fp8(Format::f32, 128, 128);
+    case Storage::fp8_block_bf16:
+      return fp8(Format::bf16, 128, 128);
+    case Storage::fp8_channel:
+      return fp8(Format::bf16, 1, 0);
+    case Storage::fp8_tensor:
+      return fp8(Format::f32, 0, 0);
+    case Storage::modelopt_nvfp4:
+      return nvfp4(GlobalScaleRule::multiply);
+    case Storage::ct_nvfp4:
+      return nvfp4(GlobalScaleRule::divide);
+  }
+  return std::nullopt;
+}
+
 }  // namespace moeref

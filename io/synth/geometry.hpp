@@ -1,8 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
+
+#include "quant/quantize.hpp"
 
 namespace moeref {
 
@@ -68,5 +71,8 @@ inline constexpr std::string_view kNemotronNanoPattern =
 
 /// True if the experts have a gate projection.
 bool is_gated(SynthFamily family);
+
+/// The form of the routed experts' weights in the file; nothing for bf16.
+std::optional<QuantizedForm> weight_form(SynthStorage storage);
 
 }  // namespace moeref

@@ -1,5 +1,8 @@
 #include "io/synth/plan.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <iterator>
 
 #include "quant/error.hpp"
@@ -68,6 +71,29 @@ std::int64_t choose_hash_layers(const SynthModel& model, const SynthOptions& opt
   return count;
 }
 
+std::shared_ptr<const WeightQuantizer> choose_quantizer(const SynthModel& model,
+                                                        const SynthSizes& sizes,
+                                                        const SynthOptions& options) {
+  if (!options.quantizer) {
+    if (!options.quantizer_options.empty()) {
+      fail("--quantizer-option", "belongs to a quantizer; name it with --quantizer");
+    }
+    return nullptr;
+  }
+  const std::optional<WeightTarget> target = weight_target(model, sizes);
+  if (!target) {
+    std::vector<std::string_view> quantized;
+    for (const SynthModel& other : synth_models()) {
+      if (weight_form(other.storage)) quantized.push_back(other.name);
+    }
+    fail("--quantizer",
+         "{} has bf16 weights, {} has nothing to quantize; models with quantized ones: {}",
+         model.name, *options.quantizer, fmt::join(quantized, ", "));
+  }
+  return std::make_shared<WeightQuantizer>(
+      choose_quantizer(*target, *options.quantizer, options.quantizer_options));
+}
+
 }  // namespace
 
 std::uint64_t SynthPlan::total_bytes() const {
@@ -86,6 +112,7 @@ SynthPlan plan_checkpoint(const SynthOptions& options) {
   if (options.experts) plan.sizes.experts = *options.experts;
   if (options.vocabulary) plan.sizes.vocabulary = *options.vocabulary;
   check_sizes(model, plan.sizes, options);
+  plan.quantizer = choose_quantizer(model, plan.sizes, options);
   plan.moe_layers = choose_layers(model, plan.sizes, options);
   const std::int64_t hash_layers = choose_hash_layers(model, options);
   add_synth_tensors(plan, options, hash_layers);

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "io/counter_random.hpp"
+#include "io/synth/quantized_weight.hpp"
 
 namespace moeref {
 namespace {
@@ -110,9 +111,14 @@ std::uint64_t SynthTensor::byte_count() const {
          static_cast<std::uint64_t>(info(dtype).bits) / 8;
 }
 
+std::uint64_t SynthTensor::draws_per_byte() const {
+  return weight ? weight->draws_per_byte(part) : 1;
+}
+
 void make_bytes(const SynthTensor& tensor, std::uint64_t seed, std::uint64_t first,
                 std::span<std::byte> out) {
   if (out.empty()) return;
+  if (tensor.weight) return tensor.weight->make_bytes(tensor.part, seed, first, out);
   const auto make = tensor.expert_ids != 0 ? make_expert_ids : make_units;
   const std::uint64_t unit = tensor.expert_ids != 0 ? kIdBytes : tensor.tables[0]->unit_bytes;
   const std::uint64_t first_unit = first / unit;

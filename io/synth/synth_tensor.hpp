@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +11,11 @@
 #include "quant/tensor.hpp"
 
 namespace moeref {
+
+class QuantizedWeight;
+
+/// The tensors that a quantized weight has in a file.
+enum class WeightPart : std::uint8_t { codes, scales, global };
 
 /// One tensor of a synthetic checkpoint: its place in the file and the rule that gives each of its
 /// bytes. Unit i (see UnitTable) is `tables[(i / run) % tables.size()]` at draw i of the tensor's
@@ -32,7 +38,14 @@ struct SynthTensor {
   /// = not such a tensor).
   std::int64_t expert_ids = 0;
 
+  /// Instead of table units: a part of what a quantizer makes of drawn numbers; null = not such a
+  /// tensor.
+  std::shared_ptr<const QuantizedWeight> weight;
+  WeightPart part = WeightPart::codes;
+
   std::uint64_t byte_count() const;
+  /// Random numbers that a byte is made of, at least 1: a measure of the work.
+  std::uint64_t draws_per_byte() const;
 };
 
 /// Bytes [first, first + out.size()) of the tensor's data; depends on nothing but the arguments.

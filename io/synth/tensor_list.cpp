@@ -1,8 +1,11 @@
 #include "io/synth/plan.hpp"
 
 #include <cmath>
+#include <initializer_list>
+#include <map>
 #include <span>
 
+#include "io/synth/quantized_weight.hpp"
 #include "io/synth/unit_table.hpp"
 #include "quant/error.hpp"
 
@@ -31,6 +34,22 @@ constexpr double kActivationMax = 8.0;
 constexpr double kE4m3Max = 448.0;
 constexpr double kE2m1Max = 6.0;
 
+/// Standard deviations of the weights.
+struct WeightSigmas {
+  double gate;
+  double up;
+  double down;
+};
+
+WeightSigmas weight_sigmas(const SynthModel& model, const SynthSizes& sizes) {
+  const double limit = model.limit;
+  const double width = static_cast<double>(sizes.latent != 0 ? sizes.latent : sizes.hidden);
+  // sqrt is correctly rounded by IEEE 754, so these are the same numbers everywhere.
+  return {.gate = (limit != 0 ? kGateSigmaOfLimit * limit : kGateSigma) / std::sqrt(width),
+          .up = (limit != 0 ? kUpSigmaOfLimit * limit : kUpSigma) / std::sqrt(width),
+          .down = kDownSigma / std::sqrt(static_cast<double>(sizes.intermediate))};
+}
+
 /// One projection of an expert: weight [rows, cols] with standard deviation `sigma`.
 struct Projection {
   std::string name;  ///< without ".weight"
@@ -45,12 +64,10 @@ class Planner {
  public:
   Planner(SynthPlan& plan, const SynthOptions& options, std::int64_t hash_layers)
       : plan_(plan), sizes_(plan.sizes), options_(options), hash_layers_(hash_layers) {
-    const double limit = plan.model->limit;
-    const double width = static_cast<double>(sizes_.latent != 0 ? sizes_.latent : sizes_.hidden);
-    // sqrt is correctly rounded by IEEE 754, so these are the same numbers everywhere.
-    gate_sigma_ = (limit != 0 ? kGateSigmaOfLimit * limit : kGateSigma) / std::sqrt(width);
-    up_sigma_ = (limit != 0 ? kUpSigmaOfLimit * limit : kUpSigma) / std::sqrt(width);
-    down_sigma_ = kDownSigma / std::sqrt(static_cast<double>(sizes_.intermediate));
+    const WeightSigmas sigmas = weight_sigmas(*plan.model, sizes_);
+    gate_sigma_ = sigmas.gate;
+    up_sigma_ = sigmas.up;
+    down_sigma_ = sigmas.down;
   }
 
   void add_all() {
@@ -116,6 +133,34 @@ class Planner {
     return add(std::move(name), dtype, std::move(shape), {tables_.get(kind, center, kScaleSpread)});
   }
 
+  /// With a quantizer: the tensors from number `first` on, which are the codes, the scales and the
+  /// global scale (if there is one) of a weight, become what it makes of BF16 numbers [.., rows,
+  /// cols] of the stream `name`; row r has the standard deviation `sigmas[r % sigmas.size()]`.
+  /// Weights with the same `global` have one global scale.
+  void quantize(std::size_t first, std::string name, Shape shape,
+                std::initializer_list<double> sigmas, const std::string& global) {
+    if (!plan_.quantizer) return;
+    SynthTensor values;
+    values.name = values.stream = std::move(name);
+    values.dtype = DType::bf16;
+    values.run = shape.back();
+    values.shape = std::move(shape);
+    for (const double sigma : sigmas) {
+      values.tables.push_back(tables_.get(UnitKind::normal_bf16, 0.0, sigma));
+    }
+    std::shared_ptr<DrawnAmax>& amax = amax_[global];
+    if (!amax) amax = std::make_shared<DrawnAmax>();
+    amax->add(values);
+    const QuantizedForm stored = *weight_form(plan_.model->storage);
+    const auto weight =
+        std::make_shared<const QuantizedWeight>(plan_.quantizer, stored, values, amax);
+    for (const WeightPart part : {WeightPart::codes, WeightPart::scales, WeightPart::global}) {
+      if (part == WeightPart::global && stored.global == GlobalScaleOf::none) break;
+      plan_.tensors[first].weight = weight;
+      plan_.tensors[first++].part = part;
+    }
+  }
+
   UnitTablePointer e4m3_codes() { return tables_.get(UnitKind::codes_e4m3, 0.0, kE4m3Sigma); }
   UnitTablePointer e2m1_codes() { return tables_.get(UnitKind::codes_e2m1, 0.0, kE2m1Sigma); }
 
@@ -164,6 +209,7 @@ class Planner {
       add_normal(down, {experts, intermediate, hidden}, down_sigma_);
     } else {
       const std::int64_t blocks = hidden / kMxBlock;
+      const std::size_t first = plan_.tensors.size();
       add(gate_up + "_blocks", DType::u8, {experts, 2 * intermediate, blocks, kMxBlock / 2},
           {e2m1_codes()});
       add(gate_up + "_scales", DType::u8, {experts, 2 * intermediate, blocks},
@@ -174,6 +220,9 @@ class Planner {
           {e2m1_codes()});
       add(down + "_scales", DType::u8, {experts, hidden, intermediate / kMxBlock},
           {tables_.get(UnitKind::scale_e8m0, down_sigma_ / kE2m1Sigma, kScaleSpread)});
+      quantize(first, gate_up, {experts, 2 * intermediate, hidden}, {gate_sigma_, up_sigma_},
+               gate_up);
+      quantize(first + 2, down, {experts, hidden, intermediate}, {down_sigma_}, down);
     }
     add(gate_up + "_bias", DType::bf16, {experts, 2 * intermediate},
         {tables_.get(UnitKind::normal_bf16, 0.0, kBiasSigma),
@@ -225,13 +274,27 @@ class Planner {
     const std::string up = prefix + (deepseek_names ? "w3" : "up_proj");
     const std::string down = prefix + (deepseek_names ? "w2" : "down_proj");
     const bool gated = is_gated(plan_.model->family);
-    const bool one_global = gated && !options_.split_global_scales;
+    const std::optional<QuantizedForm> form = weight_form(plan_.model->storage);
+    const bool one_global =
+        gated && form && form->global != GlobalScaleOf::none && !options_.split_global_scales;
     if (gated) add_projection({gate, intermediate, width, gate_sigma_, ""}, shared);
     add_projection({up, intermediate, width, up_sigma_, one_global ? gate : ""}, shared);
     add_projection({down, width, intermediate, down_sigma_, ""}, shared);
   }
 
   void add_projection(const Projection& projection, bool shared) {
+    const std::size_t first = plan_.tensors.size();
+    add_stored(projection, shared);
+    const bool as_routed = !shared || plan_.model->storage != SynthStorage::mxfp4;
+    if (as_routed) {
+      const std::string& lead = projection.shares_global_with;
+      quantize(first, projection.name + ".weight", {projection.rows, projection.cols},
+               {projection.sigma}, lead.empty() ? projection.name : lead);
+    }
+  }
+
+  /// Codes, scales, global scale; then the scale of activations.
+  void add_stored(const Projection& projection, bool shared) {
     switch (plan_.model->storage) {
       case SynthStorage::bf16:
         add_normal(projection.name + ".weight", {projection.rows, projection.cols},
@@ -327,12 +390,25 @@ class Planner {
   const SynthOptions& options_;
   std::int64_t hash_layers_;
   UnitTables tables_;
+  std::map<std::string, std::shared_ptr<DrawnAmax>> amax_;  ///< by the name of the global scale
   double gate_sigma_ = 0;
   double up_sigma_ = 0;
   double down_sigma_ = 0;
 };
 
 }  // namespace
+
+std::optional<WeightTarget> weight_target(const SynthModel& model, const SynthSizes& sizes) {
+  const std::optional<QuantizedForm> stored = weight_form(model.storage);
+  if (!stored) return std::nullopt;
+  const WeightSigmas sigmas = weight_sigmas(model, sizes);
+  UnitTables tables;
+  WeightTarget target{model.name, *stored, {}};
+  for (const double sigma : {sigmas.gate, sigmas.up, sigmas.down}) {
+    target.values.push_back(tables.get(UnitKind::normal_bf16, 0.0, sigma));
+  }
+  return target;
+}
 
 void add_synth_tensors(SynthPlan& plan, const SynthOptions& options, std::int64_t hash_layers) {
   Planner(plan, options, hash_layers).add_all();

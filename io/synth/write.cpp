@@ -17,7 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t kChunkBytes = std::uint64_t{4} << 20;
 /// Room for headers and configs when the space on the disk is checked.
 constexpr std::uint64_t kSmallFiles = std::uint64_t{1} << 20;
 constexpr std::string_view kIndexName = "model.safetensors.index.json";
@@ -57,23 +56,31 @@ struct Piece {
   std::size_t bytes;
 };
 
-/// Neighbouring pieces that are made together, about kChunkBytes.
+/// Neighbouring pieces that are made together.
 struct Chunk {
   std::vector<Piece> pieces;
   std::size_t bytes = 0;
 };
 
-std::vector<Chunk> cut_chunks(std::span<const SynthTensor* const> in_file_order) {
+/// Chunks of about the same work: `chunk_bytes` bytes that are drawn, fewer that are made of many
+/// numbers each.
+std::vector<Chunk> cut_chunks(std::span<const SynthTensor* const> in_file_order,
+                              std::uint64_t chunk_bytes) {
   std::vector<Chunk> chunks(1);
+  std::uint64_t left = chunk_bytes;
   for (const SynthTensor* tensor : in_file_order) {
     const std::uint64_t total = tensor->byte_count();
+    const std::uint64_t work = tensor->draws_per_byte();
     for (std::uint64_t first = 0; first < total;) {
-      if (chunks.back().bytes == kChunkBytes) chunks.emplace_back();
+      if (left == 0) {
+        chunks.emplace_back();
+        left = chunk_bytes;
+      }
       Chunk& chunk = chunks.back();
-      const auto bytes = static_cast<std::size_t>(
-          std::min<std::uint64_t>(total - first, kChunkBytes - chunk.bytes));
-      chunk.pieces.push_back({tensor, first, bytes});
-      chunk.bytes += bytes;
+      const std::uint64_t bytes = std::min(total - first, (left + work - 1) / work);
+      chunk.pieces.push_back({tensor, first, static_cast<std::size_t>(bytes)});
+      chunk.bytes += static_cast<std::size_t>(bytes);
+      left -= std::min(left, bytes * work);
       first += bytes;
     }
   }
@@ -88,10 +95,10 @@ void fill(const Chunk& chunk, std::uint64_t seed, std::span<std::byte> out) {
 }
 
 SafetensorsWriter::Metadata metadata_of(const SynthPlan& plan) {
-  return {
-      {"format", "pt"},
-      {"moeref.synth", fmt::format("{} {} seed {}", plan.model->name,
-                                   plan.scale == SynthScale::tiny ? "tiny" : "full", plan.seed)}};
+  std::string origin = fmt::format("{} {} seed {}", plan.model->name,
+                                   plan.scale == SynthScale::tiny ? "tiny" : "full", plan.seed);
+  if (plan.quantizer) origin += ", weights by " + full_name(*plan.quantizer);
+  return {{"format", "pt"}, {"moeref.synth", std::move(origin)}};
 }
 
 void write_shard(const SynthPlan& plan, const WeightFile& shard, const fs::path& folder,
@@ -105,7 +112,7 @@ void write_shard(const SynthPlan& plan, const WeightFile& shard, const fs::path&
   SafetensorsWriter writer(folder / shard.file, std::move(specs), metadata_of(plan));
   std::vector<const SynthTensor*> in_file_order;
   for (const TensorSpec& spec : writer.order()) in_file_order.push_back(by_name.at(spec.name));
-  const std::vector<Chunk> chunks = cut_chunks(in_file_order);
+  const std::vector<Chunk> chunks = cut_chunks(in_file_order, options.chunk_bytes);
   const std::uint64_t total = plan.total_bytes();
   make_in_order(
       chunks.size(), options.threads, [&](std::size_t chunk) { return chunks[chunk].bytes; },
@@ -222,6 +229,7 @@ class StagingFolder {
 SynthFiles write_checkpoint(const SynthPlan& plan, const fs::path& folder,
                             const SynthWriteOptions& options) {
   if (options.shard_bytes == 0) fail("--shard-size", "is 0; at least 1 byte is needed");
+  if (options.chunk_bytes == 0) fail("synth", "makes chunks of 0 bytes; at least 1 is needed");
   try {
     const fs::path target = resolve(folder);
     check_target(target, options.force);

@@ -113,6 +113,15 @@ TEST(CommandLine, RefusesMissingFilesAndFolders) {
   expect_refused("synth gpt-6 -o x", {"gpt-6", "gpt-oss-20b"});
 }
 
+TEST(CommandLine, RefusesQuantizersThatDoNotFitTheModel) {
+  expect_refused("synth deepseek-v3 --quantizer ocp_mx -o x",
+                 {"--quantizer", "deepseek-v3", "128 x 128", "ocp_mx", "deepgemm_fp8_block"});
+  expect_refused("synth gpt-oss-20b --quantizer ocp_mx --quantizer-option block=16 -o x",
+                 {"--quantizer", "1 x 16", "modelopt_mxfp4"});
+  expect_refused("synth gpt-oss-20b-bf16 --quantizer ocp_mx -o x", {"bf16 weights"});
+  expect_refused("synth gpt-oss-20b --quantizer-option block=32 -o x", {"--quantizer-option"});
+}
+
 TEST(CommandLine, RefusesRoutingThatDoesNotFit) {
   const TempFolder folder;
   const auto with = [&](const std::vector<std::int32_t>& ids, std::int64_t top_k) {
