@@ -7,6 +7,7 @@
 
 #include "quant/cast.hpp"
 #include "quant/error.hpp"
+#include "quant/known_blocks.hpp"
 #include "quant/parallel.hpp"
 #include "quant/tensor.hpp"
 #include "quant/vector_rule.hpp"
@@ -58,13 +59,6 @@ struct BlockFactor {
   std::optional<float> vector;
 };
 
-/// What an amax of 16 bits gives, kept: a block's scale depends on nothing else. Known are only
-/// blocks that the vector loops encode; a factor of NaN = not known.
-struct KnownScale {
-  float factor = std::numeric_limits<float>::quiet_NaN();
-  std::uint32_t code = 0;
-};
-
 /// Of one thread.
 struct Buffers {
   std::vector<float> numbers;
@@ -72,7 +66,7 @@ struct Buffers {
   std::vector<Amax> amax;
   std::vector<BlockFactor> factors;  ///< [col_blocks]
   std::vector<float> vector_factors;
-  std::vector<KnownScale> known;  ///< by the bits of a 16-bit amax
+  KnownBlocks known;
   GlobalScale global;
 };
 
@@ -111,9 +105,9 @@ class Work {
       if (vector_) vector_cols_ = values.cols / kUnit * kUnit;
     }
     const bool halves = values.format == Format::bf16 || values.format == Format::f16;
-    const bool whole = values.cols > 0 && vector_cols_ == values.cols &&
-                       (out_.col_blocks == 1 || values.cols % block_cols_ == 0);
-    knows_scales_ = plan.form.block_rows == 1 && halves && whole && plan.scale &&
+    const bool units = values.cols > 0 && values.cols % out_.col_blocks == 0 &&
+                       values.cols / out_.col_blocks % kUnit == 0;
+    knows_blocks_ = plan.form.block_rows == 1 && halves && units && plan.scale && !plan.before &&
                     plan.form.global != GlobalScaleOf::row &&
                     (scale_bytes() == 1 || scale_bytes() == 4);
   }
@@ -278,44 +272,25 @@ class Work {
   }
 
   /// Keeps what a block of ordinary numbers gave, for rows to come.
-  void remember(float amax, const BlockFactor& factor, Buffers& buffers) const {
-    if (!knows_scales_ || !factor.vector) return;
+  void remember(float amax, const BlockScale& scale, Buffers& buffers) const {
     const bool bf16 = values_.format == Format::bf16;
     const std::uint32_t bits = bf16 ? std::bit_cast<std::uint32_t>(amax) >> 16
                                     : encode(Format::f16, amax, EncodePolicy::eigen);
-    buffers.known[bits] = {*factor.vector, factor.scale.code};
+    buffers.known.remember(coder_, vector_, values_.format, bits, scale);
   }
 
-  /// A row of one-row blocks whose amax have all been seen. False: nothing done.
+  /// A row of blocks that are all known. False: the row is to be done.
   bool quantize_known_row(std::int64_t row, Buffers& buffers) {
-    if (!knows_scales_) return false;
     const auto blocks = static_cast<std::size_t>(out_.col_blocks);
-    if (buffers.known.empty()) buffers.known.resize(std::size_t{1} << 15);
-    buffers.amax_bits.resize(blocks);
-    buffers.vector_factors.resize(blocks);
-    simd::active_kernels()->encode->block_amax(
-        number_type(values_.format), number(row, 0), blocks,
-        static_cast<std::size_t>(values_.cols / out_.col_blocks), buffers.amax_bits.data());
-    const bool known =
-        scale_bytes() == 1
-            ? look_up<std::uint8_t>(buffers, out_.scales.data() + row * out_.col_blocks)
-            : look_up<std::uint32_t>(buffers, out_.scales.data() + 4 * row * out_.col_blocks);
-    if (!known) return false;
-    encode_vector_part(row, buffers.vector_factors);
-    return true;
-  }
-
-  template <typename Code>
-  static bool look_up(Buffers& buffers, std::byte* scales) {
-    bool known = true;
-    for (std::size_t block = 0; block < buffers.vector_factors.size(); ++block) {
-      const KnownScale& scale = buffers.known[buffers.amax_bits[block]];
-      known = known && scale.factor == scale.factor;
-      buffers.vector_factors[block] = scale.factor;
-      const auto code = static_cast<Code>(scale.code);
-      std::memcpy(scales + block * sizeof(Code), &code, sizeof(Code));
-    }
-    return known;
+    return buffers.known.encode(
+        coder_, vector_,
+        {.type = number_type(values_.format),
+         .numbers = number(row, 0),
+         .blocks = blocks,
+         .block = static_cast<std::size_t>(values_.cols) / blocks,
+         .codes = reinterpret_cast<std::uint8_t*>(out_.codes.data() + row * row_bytes()),
+         .scales = out_.scales.data() + row * out_.col_blocks * scale_bytes(),
+         .scale_bytes = static_cast<std::size_t>(scale_bytes())});
   }
 
   void store_scale(std::int64_t row_block, std::int64_t col_block, std::uint32_t code) {
@@ -325,7 +300,7 @@ class Work {
   }
 
   void row_of_blocks(std::int64_t row_block, Buffers& buffers) {
-    if (quantize_known_row(row_block, buffers)) return;
+    if (knows_blocks_ && quantize_known_row(row_block, buffers)) return;
     const std::int64_t first = row_block * block_rows_;
     const std::int64_t end = std::min(first + block_rows_, values_.rows);
     const auto blocks = static_cast<std::size_t>(out_.col_blocks);
@@ -344,8 +319,11 @@ class Work {
     for (std::size_t block = 0; block < blocks && plan_.scale; ++block) {
       const float amax = buffers.amax[block].value(plan_.nan_amax);
       buffers.factors[block] = factor_of(of_row ? of_row : scale_, amax);
-      if (buffers.amax[block].has_nan()) buffers.factors[block].vector.reset();
-      remember(amax, buffers.factors[block], buffers);
+      if (buffers.amax[block].has_nan()) {
+        buffers.factors[block].vector.reset();
+      } else if (knows_blocks_ && std::isfinite(amax)) {
+        remember(amax, buffers.factors[block].scale, buffers);
+      }
       store_scale(row_block, static_cast<std::int64_t>(block), buffers.factors[block].scale.code);
     }
     for (std::int64_t row = first; row < end; ++row) encode_row(row, buffers);
@@ -431,7 +409,7 @@ class Work {
   std::int64_t block_cols_ = 1;
   std::optional<VectorRule> vector_;
   std::int64_t vector_cols_ = 0;  ///< columns that the vector loops may take: whole units
-  bool knows_scales_ = false;     ///< scales are kept by their 16-bit amax
+  bool knows_blocks_ = false;     ///< blocks are kept by their 16-bit amax
   GlobalScale global_;
   ScaleOfAmax scale_;
   Quantized& out_;

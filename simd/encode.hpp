@@ -32,6 +32,24 @@ struct EncodeRule {
   bool sign_unless_positive = false;  ///< +0 and -0 have the sign
 };
 
+/// What an FP4 block with a known amax becomes: codes of 16-bit numbers are told by comparing
+/// magnitudes, so whatever arithmetic a quantizer has, eight numbers say it all.
+struct alignas(32) Fp4Block {
+  /// Number 0: the largest magnitude (bits) whose y is zero; k = 1 .. 7: the largest whose code's
+  /// magnitude is below k. 0x7FFF = every one.
+  std::int16_t below[8] = {};
+  std::uint32_t scale = 0;  ///< as stored
+  bool is_known = false;
+};
+
+/// Which numbers get the sign bit of an FP4 code.
+enum class Fp4SignRule : std::uint8_t {
+  bit,           ///< those with a sign bit
+  negative,      ///< those with a sign bit whose y is not zero
+  nonzero,       ///< those with a sign bit whose code is not zero
+  not_positive,  ///< those with a sign bit and those whose y is zero
+};
+
 /// The loops of quantizers.
 struct EncodeKernels {
   /// amax[b] = the largest magnitude of numbers [b * block, (b + 1) * block), as bits of their type
@@ -47,6 +65,12 @@ struct EncodeKernels {
   void (*encode_nibbles)(NumberType type, const std::byte* numbers, std::size_t count,
                          std::size_t block, const float* factors, const EncodeRule& rule,
                          std::uint8_t* codes);
+  /// Blocks of bf16 or f16 numbers to FP4 codes and scales of `scale_bytes` bytes, by the table of
+  /// 2^15 entries for the bits of each block's amax. Stops at the first block whose amax is not
+  /// known or no number; the blocks done.
+  std::size_t (*encode_known_fp4)(const std::byte* numbers, std::size_t blocks, std::size_t block,
+                                  const Fp4Block* table, Fp4SignRule sign, std::uint8_t* codes,
+                                  std::byte* scales, std::size_t scale_bytes);
 };
 
 }  // namespace moeref::simd

@@ -169,9 +169,56 @@ void encode_nibbles(NumberType type, const std::byte* numbers, std::size_t count
   encode_any<1>(type, numbers, count, block, factors, rule, codes, StoreNibbles{});
 }
 
+template <Fp4SignRule kSign>
+std::size_t encode_known(const std::byte* numbers, std::size_t blocks, std::size_t block,
+                         const Fp4Block* table, std::uint8_t* codes, std::byte* scales,
+                         std::size_t scale_bytes) {
+  for (std::size_t b = 0; b < blocks; ++b) {
+    const Fp4Block& known = table[largest_half(numbers, block)];
+    if (!known.is_known) return b;
+    if (scale_bytes == 1) {
+      scales[b] = static_cast<std::byte>(known.scale);
+    } else {
+      std::memcpy(scales + 4 * b, &known.scale, 4);
+    }
+    Halves::Vector below[8];
+    for (int k = 0; k < 8; ++k) below[k] = spread(known.below[k]);
+    for (std::size_t i = 0; i < block; i += kEncodeUnit) {
+      const Halves halves = load_16_halves(numbers);
+      Halves result;
+      for (int part = 0; part < Halves::kVectors; ++part) {
+        const Halves::Vector magnitude = both(halves.v[part], spread(0x7FFF));
+        Halves::Vector code = spread(0);
+        for (int k = 1; k < 8; ++k) code = minus(code, above(magnitude, below[k]));
+        Halves::Vector sign = sign_to_bit_3(halves.v[part]);
+        if (kSign == Fp4SignRule::negative) sign = both(sign, above(magnitude, below[0]));
+        if (kSign == Fp4SignRule::nonzero) sign = both(sign, above(magnitude, below[1]));
+        if (kSign == Fp4SignRule::not_positive) {
+          sign = either(sign, without(spread(8), above(magnitude, below[0])));
+        }
+        result.v[part] = either(code, sign);
+      }
+      StoreNibbles{}(narrow(result), codes);
+      numbers += 2 * kEncodeUnit;
+      codes += StoreNibbles::kBytes;
+    }
+  }
+  return blocks;
+}
+
+std::size_t encode_known_fp4(const std::byte* numbers, std::size_t blocks, std::size_t block,
+                             const Fp4Block* table, Fp4SignRule sign, std::uint8_t* codes,
+                             std::byte* scales, std::size_t scale_bytes) {
+  const auto encode = sign == Fp4SignRule::bit        ? encode_known<Fp4SignRule::bit>
+                      : sign == Fp4SignRule::negative ? encode_known<Fp4SignRule::negative>
+                      : sign == Fp4SignRule::nonzero  ? encode_known<Fp4SignRule::nonzero>
+                                                      : encode_known<Fp4SignRule::not_positive>;
+  return encode(numbers, blocks, block, table, codes, scales, scale_bytes);
+}
+
 }  // namespace
 
 extern const EncodeKernels encode_kernels;
-const EncodeKernels encode_kernels{block_amax, encode_bytes, encode_nibbles};
+const EncodeKernels encode_kernels{block_amax, encode_bytes, encode_nibbles, encode_known_fp4};
 
 }  // namespace moeref::simd::MOEREF_ISA

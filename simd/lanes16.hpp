@@ -131,5 +131,83 @@ inline std::uint32_t largest_half(const std::byte* numbers, std::size_t count) {
 #endif
 }
 
+/// Sixteen 16-bit lanes.
+struct Halves {
+#if defined(__AVX2__)
+  using Vector = __m256i;
+  static constexpr int kVectors = 1;
+#elif defined(__x86_64__)
+  using Vector = __m128i;
+  static constexpr int kVectors = 2;
+#else
+  using Vector = int16x8_t;
+  static constexpr int kVectors = 2;
+#endif
+  Vector v[kVectors];
+};
+
+#if defined(__AVX2__)
+inline Halves::Vector spread(std::int16_t value) { return _mm256_set1_epi16(value); }
+inline Halves::Vector both(Halves::Vector a, Halves::Vector b) { return _mm256_and_si256(a, b); }
+inline Halves::Vector either(Halves::Vector a, Halves::Vector b) { return _mm256_or_si256(a, b); }
+inline Halves::Vector without(Halves::Vector a, Halves::Vector b) {
+  return _mm256_andnot_si256(b, a);
+}
+/// All ones where a > b.
+inline Halves::Vector above(Halves::Vector a, Halves::Vector b) { return _mm256_cmpgt_epi16(a, b); }
+inline Halves::Vector minus(Halves::Vector a, Halves::Vector b) { return _mm256_sub_epi16(a, b); }
+/// Bit 15 to bit 3.
+inline Halves::Vector sign_to_bit_3(Halves::Vector a) {
+  return both(_mm256_srli_epi16(a, 12), spread(8));
+}
+#elif defined(__x86_64__)
+inline Halves::Vector spread(std::int16_t value) { return _mm_set1_epi16(value); }
+inline Halves::Vector both(Halves::Vector a, Halves::Vector b) { return _mm_and_si128(a, b); }
+inline Halves::Vector either(Halves::Vector a, Halves::Vector b) { return _mm_or_si128(a, b); }
+inline Halves::Vector without(Halves::Vector a, Halves::Vector b) { return _mm_andnot_si128(b, a); }
+inline Halves::Vector above(Halves::Vector a, Halves::Vector b) { return _mm_cmpgt_epi16(a, b); }
+inline Halves::Vector minus(Halves::Vector a, Halves::Vector b) { return _mm_sub_epi16(a, b); }
+inline Halves::Vector sign_to_bit_3(Halves::Vector a) {
+  return both(_mm_srli_epi16(a, 12), spread(8));
+}
+#else
+inline Halves::Vector spread(std::int16_t value) { return vdupq_n_s16(value); }
+inline Halves::Vector both(Halves::Vector a, Halves::Vector b) { return vandq_s16(a, b); }
+inline Halves::Vector either(Halves::Vector a, Halves::Vector b) { return vorrq_s16(a, b); }
+inline Halves::Vector without(Halves::Vector a, Halves::Vector b) { return vbicq_s16(a, b); }
+inline Halves::Vector above(Halves::Vector a, Halves::Vector b) {
+  return vreinterpretq_s16_u16(vcgtq_s16(a, b));
+}
+inline Halves::Vector minus(Halves::Vector a, Halves::Vector b) { return vsubq_s16(a, b); }
+inline Halves::Vector sign_to_bit_3(Halves::Vector a) {
+  return both(vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_s16(a), 12)), spread(8));
+}
+#endif
+
+inline Halves load_16_halves(const std::byte* from) {
+#if defined(__AVX2__)
+  return {{_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))}};
+#elif defined(__x86_64__)
+  return {{_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)),
+           _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + 1)}};
+#else
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
+  return {{vreinterpretq_s16_u8(vld1q_u8(bytes)), vreinterpretq_s16_u8(vld1q_u8(bytes + 16))}};
+#endif
+}
+
+/// The low bytes of lanes that hold at most 255.
+inline Bytes16 narrow(const Halves& halves) {
+#if defined(__AVX2__)
+  return _mm_packus_epi16(_mm256_castsi256_si128(halves.v[0]),
+                          _mm256_extracti128_si256(halves.v[0], 1));
+#elif defined(__x86_64__)
+  return _mm_packus_epi16(halves.v[0], halves.v[1]);
+#else
+  return vcombine_u8(vmovn_u16(vreinterpretq_u16_s16(halves.v[0])),
+                     vmovn_u16(vreinterpretq_u16_s16(halves.v[1])));
+#endif
+}
+
 }  // namespace
 }  // namespace moeref::simd::MOEREF_ISA
