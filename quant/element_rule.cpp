@@ -84,8 +84,8 @@ std::uint32_t ElementCoder::code(float y) const {
   if (rule_.codes != Format::e2m1 || plain) return (*encoder_)(y);
   const float magnitude = std::fabs(y);
   std::uint32_t code = 0;
-  if (rule_.nan == Fp4Nan::bits && y != y) {
-    code = rounded_nan(y);
+  if (y != y && rule_.nan != Fp4Nan::encoder) {
+    code = rule_.nan == Fp4Nan::bits ? rounded_nan(y) : rule_.nan == Fp4Nan::largest ? 7u : 0u;
   } else if (rule_.ties == Fp4Ties::even) {
     code = (*encoder_)(magnitude);
   } else {

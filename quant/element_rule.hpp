@@ -36,6 +36,8 @@ enum class Fp4Ties : std::uint8_t { even, toward_zero, away };
 /// E2M1 codes: what NaN gives.
 enum class Fp4Nan : std::uint8_t {
   encoder,  ///< ties to even: what the encoder's policy says; else code 0
+  zero,     ///< code 0
+  largest,  ///< code 7
   bits,     ///< aiter, torchao: its bits go through the rounding of numbers: 2, 3 or 4
 };
 

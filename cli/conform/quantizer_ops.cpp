@@ -186,16 +186,21 @@ OpResult compressed_tensors_nvfp4(const GoldenCase& golden) {
           {}};
 }
 
-template <const char* kQuantizer>
-OpResult compressed_tensors_mx(const GoldenCase& golden) {
-  const Quantized q = run(golden, kQuantizer, {});
+OpResult compressed_tensors_mx(const GoldenCase& golden, std::string_view quantizer,
+                               const Texts& options) {
+  const Quantized q = run(golden, quantizer, options);
   const std::string codes = q.form.codes == Format::e2m1 ? "weight_packed" : "weight";
   return {
       {{codes, codes_tensor(q)}, {"scale_e8m0", scale_bytes(q)}, {"scale_f32", scale_floats(q)}},
       {}};
 }
-constexpr char kCompressedMxfp4[] = "compressed_tensors_mxfp4";
-constexpr char kCompressedMxfp8[] = "compressed_tensors_mxfp8";
+OpResult compressed_tensors_mxfp4(const GoldenCase& golden) {
+  return compressed_tensors_mx(golden, "compressed_tensors_mxfp4", {});
+}
+/// The measured runs had no zero points.
+OpResult compressed_tensors_mxfp8(const GoldenCase& golden) {
+  return compressed_tensors_mx(golden, "compressed_tensors_mxfp8", {"zero_point=none"});
+}
 
 /// out: q, and the f32 scales as s or sf.
 OpResult codes_and_scales(const Quantized& q) {
@@ -495,8 +500,8 @@ constexpr std::array kOperations{
     NamedOperation{"modelopt_mxfp4_quantize", modelopt_mx<kModelOptMxfp4>},
     NamedOperation{"modelopt_mxfp8_quantize", modelopt_mx<kModelOptMxfp8>},
     NamedOperation{"compressed_tensors_nvfp4_quantize", compressed_tensors_nvfp4},
-    NamedOperation{"compressed_tensors_mxfp4_quantize", compressed_tensors_mx<kCompressedMxfp4>},
-    NamedOperation{"compressed_tensors_mxfp8_quantize", compressed_tensors_mx<kCompressedMxfp8>},
+    NamedOperation{"compressed_tensors_mxfp4_quantize", compressed_tensors_mxfp4},
+    NamedOperation{"compressed_tensors_mxfp8_quantize", compressed_tensors_mxfp8},
     NamedOperation{"deepgemm_per_token_cast_to_fp8", deepgemm<kDeepGemmToken>},
     NamedOperation{"deepgemm_per_block_cast_to_fp8", deepgemm<kDeepGemmBlock>},
     NamedOperation{"deepgemm_per_token_cast_to_fp4", deepgemm<kDeepGemmFp4>},

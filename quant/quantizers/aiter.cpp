@@ -70,23 +70,33 @@ QuantizePlan hip_group_plan(const Options& options, Format) {
   return plan;
 }
 
+/// The header's Even takes 2 from the exponent field, also from that of infinity; the kernel for
+/// weights has its own, which ends at 2^127.
+std::uint32_t hip_even_byte(float amax, bool weights) {
+  const std::uint32_t field = (bits_of(amax) + 0x0020'0000u) >> 23;
+  if (weights && field == 0xFF) return 254;
+  return field >= 2 ? field - 2 : 0;
+}
+
 QuantizePlan hip_mxfp4_plan(const Options& options, Format) {
   const MxRule rule = options.is("rule", "floor")  ? MxRule::floor
                       : options.is("rule", "even") ? MxRule::even
                       : options.is("rule", "ceil") ? MxRule::ceil
                                                    : MxRule::rceil;
-  const float least = options.is("kernel", "group") ? 1e-10f : 0.0f;
+  const bool weights = options.is("kernel", "weights");
+  const float least = weights ? 0.0f : 1e-10f;
   QuantizePlan plan;
   plan.form = mx_form(Format::e2m1);
   plan.element = {.op = ElementOp::divide, .codes = Format::e2m1};
-  plan.scale = [rule, least](const GlobalScale&) {
-    return [rule, least](float amax) {
+  plan.scale = [rule, weights, least](const GlobalScale&) {
+    return [rule, weights, least](float amax) {
       const float a = gpu::max_num(least, amax);
       const float unit = 1.0f / kE2m1Max;
       const std::uint32_t field = bits_of(a * unit) >> 23;
       const bool up = field < 255 && (bits_of(a * unit) & 0x007F'FFFFu) != 0;
-      const std::uint32_t byte =
-          rule == MxRule::rceil ? field + (up ? 1u : 0u) : mx_scale_byte(a, rule, Format::e2m1);
+      const std::uint32_t byte = rule == MxRule::rceil  ? field + (up ? 1u : 0u)
+                                 : rule == MxRule::even ? hip_even_byte(a, weights)
+                                                        : mx_scale_byte(a, rule, Format::e2m1);
       return BlockScale{byte, byte == 0 ? 0x1p-127f : gpu::from_bits(byte << 23)};
     };
   };
@@ -205,8 +215,8 @@ extern const Quantizer aiter_hip_mxfp4{
         "a = amax, kernel=group: max(1e-10, amax); byte by the rule, rceil: a * RN(1/6) "
         "rounded up; q = E2M1(x / 2^(byte - 127))",
     .specials =
-        "zero: byte 0, kernel=group byte 92; codes +-0; infinity: byte 0xFF; NaN element: 7 "
-        "(inferred), not in amax",
+        "zero: byte 0, kernel=group byte 92; codes +-0; infinity: byte 0xFF (even: 0xFD, "
+        "kernel=weights 0xFE); NaN element: 7 (inferred), not in amax",
     .source =
         "aiter@e4048607a535 csrc/kernels/quant_kernels.cu, csrc/kernels/quant_mxfp4.cu, "
         "csrc/include/mx_quant_utils.h",

@@ -46,6 +46,7 @@ struct TritonMath {
   static float div(float a, float b) { return gpu::div_full(a, b); }
   static float rcp(float a) { return gpu::div_full(1.0f, a); }
   static float max(float a, float b) { return gpu::max_num(a, b); }
+  static float min(float a, float b) { return gpu::min_num(a, b); }
 };
 
 inline const OptionInfo kMathOption{

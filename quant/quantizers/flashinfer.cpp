@@ -168,16 +168,21 @@ QuantizePlan mxfp8_plan(const Options& options, Format) {
 QuantizePlan mxfp8_host_plan(const Options&, Format) {
   QuantizePlan plan;
   plan.form = mx_form(Format::e4m3);
-  plan.scale = [](const GlobalScale&) {
-    return [](float amax) {
-      const std::uint32_t bits = bits_of(amax * (1.0f / kE4m3Max));
-      const std::uint32_t exponent = bits >> 23 & 0xFFu;
-      const std::uint32_t mantissa = bits & 0x007F'FFFFu;
-      const bool up =
-          mantissa != 0 && exponent != 0xFE && !(exponent == 0 && mantissa <= 0x40'0000u);
-      const std::uint32_t byte = std::min(exponent + (up ? 1u : 0u), 0xFFu);
-      return BlockScale{byte, byte == 0 ? 1.0f : std::exp2(127.0f - static_cast<float>(byte))};
-    };
+  plan.block = [](std::span<const float> block, float, const GlobalScale&,
+                  std::span<std::uint8_t> codes) {
+    // std::max(|x|, amax): a NaN becomes amax, and whatever follows takes its place.
+    float amax = 0.0f;
+    for (const float x : block) amax = std::fabs(x) < amax ? amax : std::fabs(x);
+    const std::uint32_t bits = bits_of(amax * (1.0f / kE4m3Max));
+    const std::uint32_t exponent = bits >> 23 & 0xFFu;
+    const std::uint32_t mantissa = bits & 0x007F'FFFFu;
+    const bool up = mantissa != 0 && exponent != 0xFE && !(exponent == 0 && mantissa <= 0x40'0000u);
+    const std::uint32_t byte = (exponent + (up ? 1u : 0u)) & 0xFFu;  // that of a NaN wraps to 0
+    const float m = byte == 0 ? 1.0f : power_of_two(127 - static_cast<int>(byte));
+    for (std::size_t i = 0; i < block.size(); ++i) {
+      codes[i] = static_cast<std::uint8_t>(e4m3(block[i] * m));
+    }
+    return byte;
   };
   return plan;
 }
@@ -215,8 +220,8 @@ QuantizePlan fp8_group_sm90_plan(const Options&, Format) {
   plan.element = {.op = ElementOp::multiply_ftz};
   plan.scale = [](const GlobalScale&) {
     return [](float amax) {
-      const bool zero = FastMath::is_zero(amax);
-      const float m = zero ? 1.0f : FastMath::div(kE4m3Max, amax);
+      // Compared in the type of the numbers, where subnormals are not zero.
+      const float m = amax == 0.0f ? 1.0f : FastMath::div(kE4m3Max, amax);
       return f32_scale(FastMath::rcp(m), m);
     };
   };
@@ -370,9 +375,11 @@ extern const Quantizer flashinfer_mxfp8_host{
         "v = amax * RN(1/448); byte = field + 1 if any mantissa bit, not from 0xFE, from 0 "
         "above 2^-127; m = byte == 0 ? 1 : 2^(127 - byte); q = E4M3(x * m)",
     .specials =
-        "zero: byte 0, codes +-0; infinity: byte 0xFF, m = 2^-128; NaN element: 0x7F, not "
-        "in amax",
-    .source = "flashinfer@fb28d7242b35 csrc/nv_internal/cpp/kernels/fp8Op.cpp mxfp8_quantize_host",
+        "zero: byte 0, codes +-0; infinity: byte 0xFF, m = 2^-128; NaN element: 0x7F, amax "
+        "starts anew after it; NaN last: byte 0",
+    .source =
+        "flashinfer@fb28d7242b35 csrc/nv_internal/tensorrt_llm/thop/fp8Quantize.cpp "
+        "mxfp8_quantize_host",
     .activations = true,
     .plan = mxfp8_host_plan,
 };
@@ -402,11 +409,12 @@ extern const Quantizer flashinfer_fp8_group_sm90{
         "m = amax != 0 ? 448 * rcp.approx(amax) : 1; s = rcp.approx(m); q = E4M3(x * m), "
         "all .ftz",
     .specials =
-        "zero: s = 1, codes +-0; infinity: m = 0, s = infinity, finite elements +-0, "
-        "infinite ones NaN; NaN element: 0x7F, not in amax",
+        "zero: s = 1, codes +-0; bf16 subnormal amax: m = infinity, s = 0, codes 0x7F; "
+        "infinity: m = 0, s = infinity, finite elements +-0, infinite ones NaN; NaN element: "
+        "0x7F, not in amax",
     .source =
-        "flashinfer@fb28d7242b35 csrc/nv_internal/tensorrt_llm/deep_gemm/"
-        "fp8_blockscale_gemm_kernel.cuh scale_1x128_kernel",
+        "flashinfer@fb28d7242b35 csrc/nv_internal/tensorrt_llm/kernels/cutlass_kernels/"
+        "fp8_blockscale_gemm/fp8_blockscale_gemm_kernel.cuh scale_1x128_kernel",
     .activations = true,
     .inputs = kHalfInputs,
     .plan = fp8_group_sm90_plan,

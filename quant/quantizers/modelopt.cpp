@@ -54,7 +54,7 @@ QuantizePlan nvfp4_plan(const Options& options, Format) {
       float p = is_static ? torch.by_number(amax, kE2m1Max) : amax / (kE2m1Max * global.stored);
       if (p == 0.0f) p = 1.0f;
       if (is_static) p = (p * largest) / torch.by_number(global.amax, kE2m1Max);
-      const std::uint32_t code = torch_e4m3(torch_clamp(p, 0x1p-9f, kE4m3Max));
+      const std::uint32_t code = torch_e4m3(torch_clamp(gpu::canonical(p), 0x1p-9f, kE4m3Max));
       return BlockScale{code, decode_e4m3(code) * global.stored};
     };
   };

@@ -144,7 +144,7 @@ QuantizePlan quark_plan(const Options& options, Format) {
       const float rounded = even_rounded(amax, codes);
       if (rounded != rounded) return BlockScale{0xFF, gpu::nan()};
       const int field = static_cast<int>(bits_of(rounded) >> 23);
-      const int byte = rounded == 0.0f ? 0 : std::clamp(field - mx_emax(codes), 0, 254);
+      const int byte = std::isinf(rounded) ? 254 : std::max(field - mx_emax(codes), 0);
       return BlockScale{static_cast<std::uint32_t>(byte),
                         value_of(static_cast<std::uint32_t>(byte))};
     };
@@ -156,16 +156,18 @@ QuantizePlan quark_triton_plan(const Options& options, Format) {
   const std::string rule = options["rule"];
   QuantizePlan plan;
   plan.form = mx_form(Format::e2m1);
-  plan.element = {.codes = Format::e2m1, .ties = Fp4Ties::away};
+  plan.nan_amax = NanAmax::ignored_unless_all;
+  plan.element = {.codes = Format::e2m1, .ties = Fp4Ties::away, .nan = Fp4Nan::largest};
   plan.scale = [rule](const GlobalScale&) {
     return [rule](float amax) {
       std::uint32_t bits = 0;
       if (rule == "even") {
-        const float least = amax == 0.0f ? gpu::kSmallestNormal : amax;
-        const int e = static_cast<int>(bits_of(even_rounded(least, Format::e2m1)) >> 23) - 127 - 2;
-        bits = bits_of(power_of_two(std::clamp(e, -127, 127)));
+        const std::uint32_t rounded = bits_of(gpu::canonical(amax)) + 0x0020'0000u;
+        const int field = static_cast<int>(rounded >> 23 & 0xFFu);  // 0 of a NaN, which rolls over
+        const int e = field == 0xFF ? 127 : std::max(field - 127 - 2, -127);
+        bits = bits_of(power_of_two(e));
       } else {
-        bits = bits_of(amax / kE2m1Max);
+        bits = bits_of(gpu::canonical(amax / kE2m1Max));
         if (rule == "rceil") bits += 0x007F'FFFFu;
         bits &= 0x7F80'0000u;
       }
@@ -331,8 +333,8 @@ extern const Quantizer quark_triton_mxfp4{
         "rceil: bits(amax / 6) + 0x7FFFFF, floor: bits(amax / 6), mantissa masked; even: "
         "bits(amax) + 0x200000, field - 2; m = s == 0 ? 0 : 1 / s; q = E2M1(x * m), ties away",
     .specials =
-        "zero: byte 0, codes +-0 (even: byte 0); infinity: byte 0xFF, m = 0; NaN element: "
-        "code 0, not in amax",
+        "zero: byte 0, codes +-0; infinity: byte 0xFF (even: 0xFE), m = 0, finite elements +-0; "
+        "NaN element, infinity * 0: 7, not in amax; all NaN: rceil rolls over to byte 0",
     .source = "Quark@1d27b5582e4e quark/torch/kernel/mx/triton.py _compute_quant_and_scale",
     .weights = true,
     .activations = true,

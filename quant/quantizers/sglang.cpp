@@ -98,7 +98,11 @@ QuantizePlan group_plan(const Options& options, Format input) {
       plan.element.limit = kE4m3Max;
     }
     const bool in_16_bits = version == "v3" && ue8m0 && input != Format::f32;
-    if (in_16_bits) plan.element.quotient = input;
+    if (in_16_bits) {
+      // __hmul2, which does not flush.
+      plan.element.op = ElementOp::multiply;
+      plan.element.quotient = input;
+    }
     plan.scale = [=](const GlobalScale&) {
       return [=](float amax) {
         BlockScale result =

@@ -34,12 +34,11 @@ QuantizePlan token_plan(const Options& options, Format input) {
     QuantizePlan plan;
     plan.form = fp8_form(1, 0);
     plan.element = {.op = Math::kMultiply, .quotient = Format::bf16};
-    // The clamp to the ends of the input's type replaces a NaN by the lower one.
-    plan.before = [in_16_bits](float x, float) {
-      if (x == x) return x;
-      return in_16_bits ? -std::numeric_limits<float>::infinity()
-                        : -std::numeric_limits<float>::max();
-    };
+    // The clamp to -FLT_MAX and FLT_MAX in the input's type, which are infinities of bf16 and f16,
+    // replaces a NaN by the lower one.
+    const float most =
+        in_16_bits ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::max();
+    plan.before = [most](float x, float) { return gpu::min_num(gpu::max_num(x, -most), most); };
     plan.scale = [=](const GlobalScale&) {
       return [=](float amax) {
         const float a = Math::max(amax, least);
@@ -84,8 +83,8 @@ extern const Quantizer trtllm_fp8_token{
         "a = max(amax, T(1e-6)), T = the input's type; s = a / 448, m = 448 / a; row_wise: s "
         ">= 1 / (448 * 512), m <= 448 * 512; q = E4M3(bf16(x * m))",
     .specials =
-        "zero: s of 1e-6, codes +-0; infinity or NaN in a row: NaN counts as -infinity (f32 "
-        "-FLT_MAX), s = infinity, finite elements +-0, the bad ones 0x7F",
+        "zero: s of 1e-6, codes +-0; infinity or NaN in a row: NaN counts as -infinity, s = "
+        "infinity, finite elements +-0, the bad ones 0x7F; f32: they count as +-FLT_MAX",
     .source =
         "flashinfer@fb28d7242b35 csrc/nv_internal/tensorrt_llm/kernels/quantization.cuh "
         "perTokenQuantization",
