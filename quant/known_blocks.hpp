@@ -29,25 +29,34 @@ struct KnownRow {
 /// The known blocks of one thread, for one element rule.
 class KnownBlocks {
  public:
-  /// Codes and scales of a row whose blocks are all known. False: nothing of the row is valid.
-  bool encode(const ElementCoder& coder, const std::optional<VectorRule>& rule,
-              const KnownRow& row);
-  /// Keeps what a block without NaN gave. `amax`: bits of a finite number of `numbers`.
-  void remember(const ElementCoder& coder, const std::optional<VectorRule>& rule, Format numbers,
-                std::uint32_t amax, const BlockScale& scale);
+  KnownBlocks(const ElementCoder& coder, const std::optional<VectorRule>& rule,
+              const ScaleOfAmax& scale, Format numbers)
+      : coder_(&coder), rule_(&rule), scale_(&scale), numbers_(numbers) {}
+
+  /// Codes and scales of a row. False: nothing of the row is valid, a block of it needs more than
+  /// the vector loops.
+  bool encode(const KnownRow& row);
 
  private:
-  /// A factor of NaN = not known.
-  struct ByteBlock {
-    float factor;
-    std::uint32_t scale;
-  };
+  bool encode_fp4(const KnownRow& row);
+  bool encode_bytes(const KnownRow& row);
+  /// Finds what blocks with this amax (bits) become. False: they need more.
+  bool learn(std::uint32_t amax);
+  /// Finds the factors of a row's blocks and writes their scales, of the size of Scale. False: one
+  /// is not known.
+  template <typename Scale>
   bool look_up(const KnownRow& row);
 
-  std::vector<simd::Fp4Block> fp4_;  ///< [2^15], empty until the first is known
-  std::vector<ByteBlock> bytes_;
-  std::vector<std::uint32_t> amax_;  ///< of the blocks of a row
-  std::vector<float> factors_;
+  const ElementCoder* coder_;
+  const std::optional<VectorRule>* rule_;
+  const ScaleOfAmax* scale_;
+  Format numbers_;
+  std::vector<std::uint16_t> place_of_;  ///< [2^15], by the bits of an amax; 0 = not known
+  std::vector<std::uint32_t> scales_;    ///< by place, as stored
+  std::vector<simd::Fp4Block> fp4_;      ///< by place, of codes of 4 bits
+  std::vector<float> factors_;           ///< by place, of codes of 8 bits
+  std::vector<std::uint32_t> row_amax_;  ///< of the blocks of a row
+  std::vector<float> row_factors_;
 };
 
 }  // namespace moeref

@@ -66,7 +66,7 @@ struct Buffers {
   std::vector<Amax> amax;
   std::vector<BlockFactor> factors;  ///< [col_blocks]
   std::vector<float> vector_factors;
-  KnownBlocks known;
+  std::optional<KnownBlocks> known;
   GlobalScale global;
 };
 
@@ -271,19 +271,11 @@ class Work {
     return {result, vector_ ? vector_->factor(amax, result.factor) : std::nullopt};
   }
 
-  /// Keeps what a block of ordinary numbers gave, for rows to come.
-  void remember(float amax, const BlockScale& scale, Buffers& buffers) const {
-    const bool bf16 = values_.format == Format::bf16;
-    const std::uint32_t bits = bf16 ? std::bit_cast<std::uint32_t>(amax) >> 16
-                                    : encode(Format::f16, amax, EncodePolicy::eigen);
-    buffers.known.remember(coder_, vector_, values_.format, bits, scale);
-  }
-
-  /// A row of blocks that are all known. False: the row is to be done.
+  /// A row of blocks of ordinary numbers. False: the row is to be done.
   bool quantize_known_row(std::int64_t row, Buffers& buffers) {
     const auto blocks = static_cast<std::size_t>(out_.col_blocks);
-    return buffers.known.encode(
-        coder_, vector_,
+    if (!buffers.known) buffers.known.emplace(coder_, vector_, scale_, values_.format);
+    return buffers.known->encode(
         {.type = number_type(values_.format),
          .numbers = number(row, 0),
          .blocks = blocks,
@@ -319,11 +311,7 @@ class Work {
     for (std::size_t block = 0; block < blocks && plan_.scale; ++block) {
       const float amax = buffers.amax[block].value(plan_.nan_amax);
       buffers.factors[block] = factor_of(of_row ? of_row : scale_, amax);
-      if (buffers.amax[block].has_nan()) {
-        buffers.factors[block].vector.reset();
-      } else if (knows_blocks_ && std::isfinite(amax)) {
-        remember(amax, buffers.factors[block].scale, buffers);
-      }
+      if (buffers.amax[block].has_nan()) buffers.factors[block].vector.reset();
       store_scale(row_block, static_cast<std::int64_t>(block), buffers.factors[block].scale.code);
     }
     for (std::int64_t row = first; row < end; ++row) encode_row(row, buffers);

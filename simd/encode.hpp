@@ -27,19 +27,17 @@ struct EncodeRule {
   std::uint32_t max_finite = 0;  ///< bits of the largest number of the format, as f32
   bool ties_toward_zero = false;
 
-  int sign_shift = 24;                ///< from bit 31 to the code's sign bit
   bool drops_sign_of_zero = false;    ///< code 0 has no sign
   bool sign_unless_positive = false;  ///< +0 and -0 have the sign
 };
 
-/// What an FP4 block with a known amax becomes: codes of 16-bit numbers are told by comparing
-/// magnitudes, so whatever arithmetic a quantizer has, eight numbers say it all.
-struct alignas(32) Fp4Block {
+/// How numbers of an FP4 block become codes: those of 16 bits are told apart by their magnitudes,
+/// so whatever arithmetic a quantizer has, eight numbers say it all.
+struct alignas(64) Fp4Block {
   /// Number 0: the largest magnitude (bits) whose y is zero; k = 1 .. 7: the largest whose code's
-  /// magnitude is below k. 0x7FFF = every one.
-  std::int16_t below[8] = {};
-  std::uint32_t scale = 0;  ///< as stored
-  bool is_known = false;
+  /// magnitude is below k. 0x7FFF = every one. Each twice, as one word: for two lanes.
+  std::uint32_t below[8] = {};
+  std::uint32_t scale = 0;  ///< of the block, as stored
 };
 
 /// Which numbers get the sign bit of an FP4 code.
@@ -65,12 +63,12 @@ struct EncodeKernels {
   void (*encode_nibbles)(NumberType type, const std::byte* numbers, std::size_t count,
                          std::size_t block, const float* factors, const EncodeRule& rule,
                          std::uint8_t* codes);
-  /// Blocks of bf16 or f16 numbers to FP4 codes and scales of `scale_bytes` bytes, by the table of
-  /// 2^15 entries for the bits of each block's amax. Stops at the first block whose amax is not
-  /// known or no number; the blocks done.
-  std::size_t (*encode_known_fp4)(const std::byte* numbers, std::size_t blocks, std::size_t block,
-                                  const Fp4Block* table, Fp4SignRule sign, std::uint8_t* codes,
-                                  std::byte* scales, std::size_t scale_bytes);
+  /// Codes and scales of `blocks` blocks of bf16 or f16 numbers. A block is described by
+  /// table[place_of[amax]], amax = the bits of its largest magnitude. Stops at the first block
+  /// whose place is 0; the blocks done.
+  std::size_t (*encode_fp4)(const std::byte* numbers, std::size_t blocks, std::size_t block,
+                            const std::uint16_t* place_of, const Fp4Block* table, Fp4SignRule sign,
+                            std::uint8_t* codes, std::byte* scales, std::size_t scale_bytes);
 };
 
 }  // namespace moeref::simd

@@ -85,10 +85,11 @@ void encode_nibbles(NumberType type, const std::byte* numbers, std::size_t count
 }
 
 std::uint32_t fp4_code(std::uint32_t bits, const Fp4Block& known, Fp4SignRule rule) {
-  const auto magnitude = static_cast<std::int16_t>(bits & 0x7FFFu);
+  const std::uint32_t magnitude = bits & 0x7FFFu;
+  const auto above = [&](int k) { return magnitude > (known.below[k] & 0xFFFFu); };
   std::uint32_t code = 0;
-  for (int k = 1; k < 8; ++k) code += magnitude > known.below[k] ? 1u : 0u;
-  const bool is_zero = !(magnitude > known.below[0]);
+  for (int k = 1; k < 8; ++k) code += above(k) ? 1u : 0u;
+  const bool is_zero = !above(0);
   bool sign = (bits & 0x8000u) != 0;
   if (rule == Fp4SignRule::negative) sign = sign && !is_zero;
   if (rule == Fp4SignRule::nonzero) sign = sign && code != 0;
@@ -96,28 +97,26 @@ std::uint32_t fp4_code(std::uint32_t bits, const Fp4Block& known, Fp4SignRule ru
   return code | (sign ? 8u : 0u);
 }
 
-std::size_t encode_known_fp4(const std::byte* numbers, std::size_t blocks, std::size_t block,
-                             const Fp4Block* table, Fp4SignRule sign, std::uint8_t* codes,
-                             std::byte* scales, std::size_t scale_bytes) {
+std::size_t encode_fp4(const std::byte* numbers, std::size_t blocks, std::size_t block,
+                       const std::uint16_t* place_of, const Fp4Block* table, Fp4SignRule sign,
+                       std::uint8_t* codes, std::byte* scales, std::size_t scale_bytes) {
   for (std::size_t b = 0; b < blocks; ++b) {
     std::uint32_t amax = 0;
-    block_amax(NumberType::bf16, numbers, 1, block, &amax);
-    const Fp4Block& known = table[amax];
-    if (!known.is_known) return b;
-    std::memcpy(scales, &known.scale, scale_bytes);
-    scales += scale_bytes;
-    for (std::size_t i = 0; i < block; i += 2) {
+    block_amax(NumberType::bf16, numbers + 2 * b * block, 1, block, &amax);
+    if (place_of[amax] == 0) return b;
+    const Fp4Block& known = table[place_of[amax]];
+    std::memcpy(scales + b * scale_bytes, &known.scale, scale_bytes);
+    for (std::size_t i = b * block; i < (b + 1) * block; i += 2) {
       const std::uint32_t low = fp4_code(bits_at(NumberType::bf16, numbers, i), known, sign);
       const std::uint32_t high = fp4_code(bits_at(NumberType::bf16, numbers, i + 1), known, sign);
       *codes++ = static_cast<std::uint8_t>(low | high << 4);
     }
-    numbers += 2 * block;
   }
   return blocks;
 }
 
 }  // namespace
 
-const EncodeKernels encode_kernels{block_amax, encode_bytes, encode_nibbles, encode_known_fp4};
+const EncodeKernels encode_kernels{block_amax, encode_bytes, encode_nibbles, encode_fp4};
 
 }  // namespace moeref::simd::scalar

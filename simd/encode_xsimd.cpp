@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "simd/encode.hpp"
 #include "simd/lanes16.hpp"
@@ -98,41 +99,68 @@ void encode_run(const std::byte* numbers, std::size_t count, std::size_t block,
   }
 }
 
-template <NumberType kType, int kMantissaBits, typename Store>
-void encode_typed(const std::byte* numbers, std::size_t count, std::size_t block,
-                  const float* factors, const EncodeRule& rule, std::uint8_t* codes, Store store) {
+/// Calls function(Kind) for the rule.
+template <int kMantissaBits, typename Store, typename Function>
+void with_parts(const EncodeRule& rule, const Function& function) {
   std::uint32_t addend = 0;
   std::memcpy(&addend, &rule.addend, sizeof addend);
   const bool others = rule.rounds_to_bf16 || addend != 0x8000'0000u || rule.ties_toward_zero ||
                       rule.drops_sign_of_zero || rule.sign_unless_positive;
-  const auto run = [&](auto kind) {
-    encode_run<kType, decltype(kind)>(numbers, count, block, factors, rule, codes, store);
-  };
   constexpr int kShift = Store::kSignShift;
   if (others && rule.divides) {
-    run(Kind<kMantissaBits, kShift, true, true>{});
+    function(Kind<kMantissaBits, kShift, true, true>{});
   } else if (others) {
-    run(Kind<kMantissaBits, kShift, false, true>{});
+    function(Kind<kMantissaBits, kShift, false, true>{});
   } else if (rule.divides) {
-    run(Kind<kMantissaBits, kShift, true, false>{});
+    function(Kind<kMantissaBits, kShift, true, false>{});
   } else {
-    run(Kind<kMantissaBits, kShift, false, false>{});
+    function(Kind<kMantissaBits, kShift, false, false>{});
   }
 }
 
-template <int kMantissaBits, typename Store>
+template <typename Store, typename Function>
+void with_kind(const EncodeRule& rule, const Function& function) {
+  if constexpr (Store::kBytes == StoreNibbles::kBytes) {
+    with_parts<1, Store>(rule, function);
+  } else if (rule.mantissa_bits == 3) {
+    with_parts<3, Store>(rule, function);
+  } else {
+    with_parts<2, Store>(rule, function);
+  }
+}
+
+template <typename Store>
 void encode_any(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
                 const float* factors, const EncodeRule& rule, std::uint8_t* codes, Store store) {
-  switch (type) {
-    case NumberType::bf16:
-      return encode_typed<NumberType::bf16, kMantissaBits>(numbers, count, block, factors, rule,
-                                                           codes, store);
-    case NumberType::f16:
-      return encode_typed<NumberType::f16, kMantissaBits>(numbers, count, block, factors, rule,
-                                                          codes, store);
-    case NumberType::f32:
-      return encode_typed<NumberType::f32, kMantissaBits>(numbers, count, block, factors, rule,
-                                                          codes, store);
+  with_kind<Store>(rule, [&](auto kind) {
+    using Kind = decltype(kind);
+    switch (type) {
+      case NumberType::bf16:
+        return encode_run<NumberType::bf16, Kind>(numbers, count, block, factors, rule, codes,
+                                                  store);
+      case NumberType::f16:
+        return encode_run<NumberType::f16, Kind>(numbers, count, block, factors, rule, codes,
+                                                 store);
+      case NumberType::f32:
+        return encode_run<NumberType::f32, Kind>(numbers, count, block, factors, rule, codes,
+                                                 store);
+    }
+  });
+}
+
+/// Calls function(std::integral_constant) with the units of a block where that is 1, 2 or 8, so
+/// that loops over them are unrolled; else with 0: any number.
+template <typename Function>
+void with_units(std::size_t block, const Function& function) {
+  switch (block) {
+    case kEncodeUnit:
+      return function(std::integral_constant<std::size_t, 1>{});
+    case 2 * kEncodeUnit:
+      return function(std::integral_constant<std::size_t, 2>{});
+    case 8 * kEncodeUnit:
+      return function(std::integral_constant<std::size_t, 8>{});
+    default:
+      return function(std::integral_constant<std::size_t, 0>{});
   }
 }
 
@@ -150,40 +178,42 @@ std::uint32_t largest_word(const std::byte* numbers, std::size_t block) {
 
 void block_amax(NumberType type, const std::byte* numbers, std::size_t blocks, std::size_t block,
                 std::uint32_t* amax) {
-  const std::size_t width = type == NumberType::f32 ? 4 : 2;
-  for (std::size_t b = 0; b < blocks; ++b) {
-    amax[b] = type == NumberType::f32 ? largest_word(numbers, block) : largest_half(numbers, block);
-    numbers += block * width;
+  if (type == NumberType::f32) {
+    for (std::size_t b = 0; b < blocks; ++b) amax[b] = largest_word(numbers + 4 * b * block, block);
+    return;
   }
+  with_units(block, [&](auto units) {
+    const std::size_t count = units() != 0 ? units() * kEncodeUnit : block;
+    for (std::size_t b = 0; b < blocks; ++b) {
+      amax[b] = largest_half(numbers + 2 * b * count, count);
+    }
+  });
 }
 
 void encode_bytes(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
                   const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
-  const auto encode =
-      rule.mantissa_bits == 3 ? encode_any<3, StoreBytes> : encode_any<2, StoreBytes>;
-  encode(type, numbers, count, block, factors, rule, codes, StoreBytes{});
+  encode_any(type, numbers, count, block, factors, rule, codes, StoreBytes{});
 }
 
 void encode_nibbles(NumberType type, const std::byte* numbers, std::size_t count, std::size_t block,
                     const float* factors, const EncodeRule& rule, std::uint8_t* codes) {
-  encode_any<1>(type, numbers, count, block, factors, rule, codes, StoreNibbles{});
+  encode_any(type, numbers, count, block, factors, rule, codes, StoreNibbles{});
 }
 
-template <Fp4SignRule kSign>
-std::size_t encode_known(const std::byte* numbers, std::size_t blocks, std::size_t block,
-                         const Fp4Block* table, std::uint8_t* codes, std::byte* scales,
-                         std::size_t scale_bytes) {
+template <Fp4SignRule kSign, std::size_t kUnits, typename Scale>
+std::size_t encode_fp4_blocks(const std::byte* numbers, std::size_t blocks, std::size_t block,
+                              const std::uint16_t* place_of, const Fp4Block* table,
+                              std::uint8_t* codes, std::byte* scales) {
+  const std::size_t units = kUnits != 0 ? kUnits : block / kEncodeUnit;
   for (std::size_t b = 0; b < blocks; ++b) {
-    const Fp4Block& known = table[largest_half(numbers, block)];
-    if (!known.is_known) return b;
-    if (scale_bytes == 1) {
-      scales[b] = static_cast<std::byte>(known.scale);
-    } else {
-      std::memcpy(scales + 4 * b, &known.scale, 4);
-    }
+    const std::size_t place = place_of[largest_half(numbers, units * kEncodeUnit)];
+    if (place == 0) return b;
+    const Fp4Block& known = table[place];
+    const auto scale = static_cast<Scale>(known.scale);
+    std::memcpy(scales + b * sizeof(Scale), &scale, sizeof(Scale));
     Halves::Vector below[8];
-    for (int k = 0; k < 8; ++k) below[k] = spread(known.below[k]);
-    for (std::size_t i = 0; i < block; i += kEncodeUnit) {
+    for (int k = 0; k < 8; ++k) below[k] = spread_twice(known.below[k]);
+    for (std::size_t unit = 0; unit < units; ++unit) {
       const Halves halves = load_16_halves(numbers);
       Halves result;
       for (int part = 0; part < Halves::kVectors; ++part) {
@@ -206,19 +236,33 @@ std::size_t encode_known(const std::byte* numbers, std::size_t blocks, std::size
   return blocks;
 }
 
-std::size_t encode_known_fp4(const std::byte* numbers, std::size_t blocks, std::size_t block,
-                             const Fp4Block* table, Fp4SignRule sign, std::uint8_t* codes,
-                             std::byte* scales, std::size_t scale_bytes) {
-  const auto encode = sign == Fp4SignRule::bit        ? encode_known<Fp4SignRule::bit>
-                      : sign == Fp4SignRule::negative ? encode_known<Fp4SignRule::negative>
-                      : sign == Fp4SignRule::nonzero  ? encode_known<Fp4SignRule::nonzero>
-                                                      : encode_known<Fp4SignRule::not_positive>;
-  return encode(numbers, blocks, block, table, codes, scales, scale_bytes);
+std::size_t encode_fp4(const std::byte* numbers, std::size_t blocks, std::size_t block,
+                       const std::uint16_t* place_of, const Fp4Block* table, Fp4SignRule sign,
+                       std::uint8_t* codes, std::byte* scales, std::size_t scale_bytes) {
+  std::size_t done = 0;
+  with_units(block, [&](auto units) {
+    const auto run = [&](auto rule) {
+      const auto encode = scale_bytes == 1 ? encode_fp4_blocks<rule(), units(), std::uint8_t>
+                                           : encode_fp4_blocks<rule(), units(), std::uint32_t>;
+      done = encode(numbers, blocks, block, place_of, table, codes, scales);
+    };
+    switch (sign) {
+      case Fp4SignRule::bit:
+        return run(std::integral_constant<Fp4SignRule, Fp4SignRule::bit>{});
+      case Fp4SignRule::negative:
+        return run(std::integral_constant<Fp4SignRule, Fp4SignRule::negative>{});
+      case Fp4SignRule::nonzero:
+        return run(std::integral_constant<Fp4SignRule, Fp4SignRule::nonzero>{});
+      case Fp4SignRule::not_positive:
+        return run(std::integral_constant<Fp4SignRule, Fp4SignRule::not_positive>{});
+    }
+  });
+  return done;
 }
 
 }  // namespace
 
 extern const EncodeKernels encode_kernels;
-const EncodeKernels encode_kernels{block_amax, encode_bytes, encode_nibbles, encode_known_fp4};
+const EncodeKernels encode_kernels{block_amax, encode_bytes, encode_nibbles, encode_fp4};
 
 }  // namespace moeref::simd::MOEREF_ISA

@@ -110,12 +110,15 @@ struct StoreNibbles {
 inline std::uint32_t largest_half(const std::byte* numbers, std::size_t count) {
 #if defined(__x86_64__)
   const __m128i mask = _mm_set1_epi16(0x7FFF);
-  __m128i first = _mm_setzero_si128();
-  __m128i second = first;
-  for (std::size_t i = 0; i < 2 * count; i += 32) {
-    const auto* from = reinterpret_cast<const __m128i*>(numbers + i);
-    first = _mm_max_epu16(first, _mm_and_si128(_mm_loadu_si128(from), mask));
-    second = _mm_max_epu16(second, _mm_and_si128(_mm_loadu_si128(from + 1), mask));
+  const auto* from = reinterpret_cast<const __m128i*>(numbers);
+  const auto magnitudes = [&](std::size_t i) {
+    return _mm_and_si128(_mm_loadu_si128(from + i), mask);
+  };
+  __m128i first = magnitudes(0);
+  __m128i second = magnitudes(1);
+  for (std::size_t i = 2; i < count / 8; i += 2) {
+    first = _mm_max_epu16(first, magnitudes(i));
+    second = _mm_max_epu16(second, magnitudes(i + 1));
   }
   // The instruction for the smallest lane, on what is missing to 0xFFFF.
   const __m128i missing = _mm_xor_si128(_mm_max_epu16(first, second), _mm_set1_epi16(-1));
@@ -148,6 +151,10 @@ struct Halves {
 
 #if defined(__AVX2__)
 inline Halves::Vector spread(std::int16_t value) { return _mm256_set1_epi16(value); }
+/// Of a word that is two equal halves.
+inline Halves::Vector spread_twice(std::uint32_t word) {
+  return _mm256_set1_epi32(static_cast<int>(word));
+}
 inline Halves::Vector both(Halves::Vector a, Halves::Vector b) { return _mm256_and_si256(a, b); }
 inline Halves::Vector either(Halves::Vector a, Halves::Vector b) { return _mm256_or_si256(a, b); }
 inline Halves::Vector without(Halves::Vector a, Halves::Vector b) {
@@ -162,6 +169,9 @@ inline Halves::Vector sign_to_bit_3(Halves::Vector a) {
 }
 #elif defined(__x86_64__)
 inline Halves::Vector spread(std::int16_t value) { return _mm_set1_epi16(value); }
+inline Halves::Vector spread_twice(std::uint32_t word) {
+  return _mm_set1_epi32(static_cast<int>(word));
+}
 inline Halves::Vector both(Halves::Vector a, Halves::Vector b) { return _mm_and_si128(a, b); }
 inline Halves::Vector either(Halves::Vector a, Halves::Vector b) { return _mm_or_si128(a, b); }
 inline Halves::Vector without(Halves::Vector a, Halves::Vector b) { return _mm_andnot_si128(b, a); }
@@ -172,6 +182,9 @@ inline Halves::Vector sign_to_bit_3(Halves::Vector a) {
 }
 #else
 inline Halves::Vector spread(std::int16_t value) { return vdupq_n_s16(value); }
+inline Halves::Vector spread_twice(std::uint32_t word) {
+  return vreinterpretq_s16_u32(vdupq_n_u32(word));
+}
 inline Halves::Vector both(Halves::Vector a, Halves::Vector b) { return vandq_s16(a, b); }
 inline Halves::Vector either(Halves::Vector a, Halves::Vector b) { return vorrq_s16(a, b); }
 inline Halves::Vector without(Halves::Vector a, Halves::Vector b) { return vbicq_s16(a, b); }
