@@ -1,10 +1,12 @@
 #include "quant/dequantize.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cassert>
 #include <cstddef>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "quant/cast.hpp"
@@ -12,6 +14,7 @@
 #include "quant/formats.hpp"
 #include "quant/row_decoder.hpp"
 #include "simd/float_environment.hpp"
+#include "simd/kernels.hpp"
 
 namespace moeref {
 namespace {
@@ -185,6 +188,94 @@ void check_order(const ScaledMatrix& matrix, DequantizeOrder order) {
   }
 }
 
+/// The matrix as the vector loops read it: codes side by side in rows, blocks of whole units.
+/// Nothing if it is stored otherwise.
+std::optional<simd::CodeType> vector_type(const ScaledMatrix& matrix) {
+  const CodeGrid& codes = matrix.codes;
+  constexpr auto kUnit = static_cast<std::int64_t>(simd::kDecodeUnit);
+  if (codes.col_stride != 1 || matrix.cols == 0 || matrix.cols % kUnit != 0) return std::nullopt;
+  if (matrix.scales) {
+    const ScaleGrid& scales = *matrix.scales;
+    const bool whole = scales.block_cols % kUnit == 0 && scales.col_begin % scales.block_cols == 0;
+    if (!whole && scales.col_begin + matrix.cols > scales.block_cols) return std::nullopt;
+  }
+  const bool whole_bytes =
+      codes.nibbles == NibbleOrder::low_first && codes.origin % 2 == 0 && codes.row_stride % 2 == 0;
+  switch (codes.format) {
+    case Format::e2m1:
+      return whole_bytes ? std::optional(simd::CodeType::e2m1) : std::nullopt;
+    case Format::e4m3:
+    case Format::ue4m3:
+      return simd::CodeType::e4m3;
+    case Format::bf16:
+      return simd::CodeType::bf16;
+    case Format::f16:
+      return simd::CodeType::f16;
+    default:
+      return std::nullopt;
+  }
+}
+
+/// The factors of a row's blocks: scale times (or over) the global scale.
+class RowFactors {
+ public:
+  RowFactors(const ScaledMatrix& matrix, Global global) : matrix_(matrix), global_(global) {
+    if (!matrix.scales || info(matrix.scales->format).bits != 8) return;
+    for (std::uint32_t code = 0; code < by_code_.size(); ++code) {
+      by_code_[code] = combine(decode(matrix.scales->format, code), global);
+    }
+    has_table_ = true;
+  }
+
+  std::int64_t block() const {
+    return matrix_.scales ? std::min(matrix_.scales->block_cols, matrix_.cols) : matrix_.cols;
+  }
+  /// Of row `row`; valid until the next call.
+  std::span<const float> of(std::int64_t row) {
+    factors_.resize(static_cast<std::size_t>(ceil_div(matrix_.cols, block())));
+    if (!has_table_) {
+      std::size_t next = 0;
+      for_each_run(matrix_, row, [&](std::int64_t, std::int64_t, float scale) {
+        factors_[next++] = combine(scale, global_);
+      });
+      return factors_;
+    }
+    const ScaleGrid& scales = *matrix_.scales;
+    const std::byte* at = scales.data +
+                          (scales.row_begin + row) / scales.block_rows * scales.row_stride +
+                          scales.col_begin / scales.block_cols * scales.col_stride;
+    for (float& factor : factors_) {
+      factor = by_code_[std::to_integer<std::size_t>(*at)];
+      at += scales.col_stride;
+    }
+    return factors_;
+  }
+
+ private:
+  const ScaledMatrix& matrix_;
+  Global global_;
+  std::array<float, 256> by_code_{};
+  bool has_table_ = false;
+  std::vector<float> factors_;
+};
+
+/// To f32 by one product of each code with its block's factor.
+void dequantize_by_vectors(const ScaledMatrix& matrix, simd::CodeType type, Global global,
+                           bool clears_minus_zero, std::span<float> out) {
+  constexpr std::size_t kCached = std::size_t{1} << 21;  // numbers that a cache may hold
+  const bool streams = out.size() > kCached;
+  const CodeGrid& codes = matrix.codes;
+  const std::int64_t bits = info(codes.format).bits;
+  const simd::DecodeKernels& kernels = *simd::active_kernels()->decode;
+  RowFactors factors(matrix, global);
+  for (std::int64_t row = 0; row < matrix.rows; ++row) {
+    const std::byte* from = codes.data + element_number(codes, row, 0) * bits / 8;
+    kernels.decode(type, from, static_cast<std::size_t>(matrix.cols),
+                   static_cast<std::size_t>(factors.block()), factors.of(row).data(),
+                   clears_minus_zero, streams, out.data() + row * matrix.cols);
+  }
+}
+
 }  // namespace
 
 std::uint32_t code_at(const ScaledMatrix& matrix, std::int64_t row, std::int64_t col) {
@@ -213,7 +304,14 @@ void dequantize(const ScaledMatrix& matrix, DequantizeOrder order, Format target
   const bool is_global = matrix.global_rule != GlobalScaleRule::none;
   const Global global{matrix.global_rule, is_global ? matrix.global_scale : 1.0f};
   const simd::DefaultFloatEnvironment environment;
-  const RowDecoder decode_rows(matrix, order == DequantizeOrder::modelopt_nvfp4);
+  const bool one_product = order == DequantizeOrder::checkpoint ||
+                           order == DequantizeOrder::modelopt_nvfp4 ||
+                           (order == DequantizeOrder::once && !is_global);
+  const bool clears_minus_zero = order == DequantizeOrder::modelopt_nvfp4;
+  if (const auto type = vector_type(matrix); type && one_product && target == Format::f32) {
+    return dequantize_by_vectors(matrix, *type, global, clears_minus_zero, out);
+  }
+  const RowDecoder decode_rows(matrix, clears_minus_zero);
   const std::int64_t tile_rows = row_tile(matrix);
   for (std::int64_t first = 0; first < matrix.rows; first += tile_rows) {
     const std::int64_t end = std::min(first + tile_rows, matrix.rows);

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "simd/decode.hpp"
 #include "simd/encode.hpp"
 
 namespace moeref::simd {
@@ -22,6 +23,7 @@ struct KernelTable {
                     std::size_t k, double* out);
 
   const EncodeKernels* encode;
+  const DecodeKernels* decode;
 };
 
 /// The table with this name, or nullptr if this build or this CPU lacks it.

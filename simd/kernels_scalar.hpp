@@ -7,5 +7,6 @@ namespace moeref::simd::scalar {
 /// Plain loops: the definition that every other table must equal.
 extern const KernelTable table;
 extern const EncodeKernels encode_kernels;
+extern const DecodeKernels decode_kernels;
 
 }  // namespace moeref::simd::scalar

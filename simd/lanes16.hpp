@@ -51,6 +51,38 @@ inline U32 load_words(const std::byte* from) {
 #endif
 }
 
+/// Whether store_floats may stream to `to`.
+inline bool may_stream(const float* to) { return reinterpret_cast<std::uintptr_t>(to) % 16 == 0; }
+
+template <bool kStreams>
+void store_floats(F32 values, float* to) {
+#if defined(__x86_64__)
+  if constexpr (kStreams) {
+#if defined(__AVX512F__)
+    const __m512 all = values;
+    _mm_stream_ps(to, _mm512_castps512_ps128(all));
+    _mm_stream_ps(to + 4, _mm512_extractf32x4_ps(all, 1));
+    _mm_stream_ps(to + 8, _mm512_extractf32x4_ps(all, 2));
+    _mm_stream_ps(to + 12, _mm512_extractf32x4_ps(all, 3));
+#elif defined(__AVX2__)
+    const __m256 all = values;
+    _mm_stream_ps(to, _mm256_castps256_ps128(all));
+    _mm_stream_ps(to + 4, _mm256_extractf128_ps(all, 1));
+#else
+    _mm_stream_ps(to, values);
+#endif
+    return;
+  }
+#endif
+  values.store_unaligned(to);
+}
+
+inline void end_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 #if defined(__x86_64__)
 using Bytes16 = __m128i;
 #else
@@ -221,6 +253,87 @@ inline Bytes16 narrow(const Halves& halves) {
                      vmovn_u16(vreinterpretq_u16_s16(halves.v[1])));
 #endif
 }
+
+/// Part `part` of sixteen halves, zero-extended to words.
+inline U32 words_of(const Halves& halves, std::size_t part) {
+#if defined(__AVX512F__)
+  static_cast<void>(part);
+  return _mm512_cvtepu16_epi32(halves.v[0]);
+#elif defined(__AVX2__)
+  return _mm256_cvtepu16_epi32(part == 0 ? _mm256_castsi256_si128(halves.v[0])
+                                         : _mm256_extracti128_si256(halves.v[0], 1));
+#elif defined(__x86_64__)
+  const __m128i half = halves.v[part / 2];
+  return _mm_cvtepu16_epi32(part % 2 == 0 ? half : _mm_srli_si128(half, 8));
+#else
+  const uint16x8_t half = vreinterpretq_u16_s16(halves.v[part / 2]);
+  return vmovl_u16(part % 2 == 0 ? vget_low_u16(half) : vget_high_u16(half));
+#endif
+}
+
+#if defined(__x86_64__)
+inline Bytes16 spread_byte(std::uint8_t value) { return _mm_set1_epi8(static_cast<char>(value)); }
+inline Bytes16 and_bytes(Bytes16 a, Bytes16 b) { return _mm_and_si128(a, b); }
+inline Bytes16 or_bytes(Bytes16 a, Bytes16 b) { return _mm_or_si128(a, b); }
+inline Bytes16 add_bytes(Bytes16 a, Bytes16 b) { return _mm_add_epi8(a, b); }
+/// All ones where a equals b; where a is below b, both at most 127.
+inline Bytes16 equal_bytes(Bytes16 a, Bytes16 b) { return _mm_cmpeq_epi8(a, b); }
+inline Bytes16 below_bytes(Bytes16 a, Bytes16 b) { return _mm_cmplt_epi8(a, b); }
+inline Bytes16 choose(Bytes16 mask, Bytes16 yes, Bytes16 no) {
+  return _mm_blendv_epi8(no, yes, mask);
+}
+/// table[indices], indices below 16.
+inline Bytes16 look_up(const std::uint8_t (&table)[16], Bytes16 indices) {
+  return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), indices);
+}
+/// Each byte four bits down, and up.
+inline Bytes16 high_nibbles(Bytes16 a) { return and_bytes(_mm_srli_epi16(a, 4), spread_byte(0xF)); }
+inline Bytes16 low_nibbles_up(Bytes16 a) {
+  return and_bytes(_mm_slli_epi16(a, 4), spread_byte(0xF0));
+}
+inline Bytes16 load_16_bytes(const std::byte* from) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+/// Sixteen 4-bit codes of 8 bytes, the even one low.
+inline Bytes16 load_16_nibbles(const std::byte* from) {
+  const __m128i bytes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return and_bytes(_mm_or_si128(bytes, _mm_slli_epi16(bytes, 4)), spread_byte(0xF));
+}
+/// Halves of a low and a high byte each.
+inline Halves joined(Bytes16 low, Bytes16 high) {
+  const __m128i first = _mm_unpacklo_epi8(low, high);
+  const __m128i second = _mm_unpackhi_epi8(low, high);
+#if defined(__AVX2__)
+  return {{_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1)}};
+#else
+  return {{first, second}};
+#endif
+}
+#else
+inline Bytes16 spread_byte(std::uint8_t value) { return vdupq_n_u8(value); }
+inline Bytes16 and_bytes(Bytes16 a, Bytes16 b) { return vandq_u8(a, b); }
+inline Bytes16 or_bytes(Bytes16 a, Bytes16 b) { return vorrq_u8(a, b); }
+inline Bytes16 add_bytes(Bytes16 a, Bytes16 b) { return vaddq_u8(a, b); }
+inline Bytes16 equal_bytes(Bytes16 a, Bytes16 b) { return vceqq_u8(a, b); }
+inline Bytes16 below_bytes(Bytes16 a, Bytes16 b) { return vcltq_u8(a, b); }
+inline Bytes16 choose(Bytes16 mask, Bytes16 yes, Bytes16 no) { return vbslq_u8(mask, yes, no); }
+inline Bytes16 look_up(const std::uint8_t (&table)[16], Bytes16 indices) {
+  return vqtbl1q_u8(vld1q_u8(table), indices);
+}
+inline Bytes16 high_nibbles(Bytes16 a) { return vshrq_n_u8(a, 4); }
+inline Bytes16 low_nibbles_up(Bytes16 a) { return vshlq_n_u8(a, 4); }
+inline Bytes16 load_16_bytes(const std::byte* from) {
+  return vld1q_u8(reinterpret_cast<const std::uint8_t*>(from));
+}
+inline Bytes16 load_16_nibbles(const std::byte* from) {
+  const uint8x8_t bytes = vld1_u8(reinterpret_cast<const std::uint8_t*>(from));
+  const uint8x8x2_t both_nibbles = vzip_u8(vand_u8(bytes, vdup_n_u8(0xF)), vshr_n_u8(bytes, 4));
+  return vcombine_u8(both_nibbles.val[0], both_nibbles.val[1]);
+}
+inline Halves joined(Bytes16 low, Bytes16 high) {
+  return {{vreinterpretq_s16_u8(vzip1q_u8(low, high)), vreinterpretq_s16_u8(vzip2q_u8(low, high))}};
+}
+#endif
 
 }  // namespace
 }  // namespace moeref::simd::MOEREF_ISA
