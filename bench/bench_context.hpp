@@ -26,7 +26,7 @@ Operand random_activations(const char* form, std::int64_t rows, std::int64_t col
 /// Measured once per process, one thread: bytes per second of reading memory far larger than the
 /// caches.
 double read_bandwidth();
-/// The same of writing.
+/// The same of writing (memset), the median.
 double write_bandwidth();
 /// Measured once per process, one thread: f64 multiply-adds per second times two, of the best
 /// vector code of this build.

@@ -51,8 +51,8 @@ inline U32 load_words(const std::byte* from) {
 #endif
 }
 
-/// Whether store_floats may stream to `to`.
-inline bool may_stream(const float* to) { return reinterpret_cast<std::uintptr_t>(to) % 16 == 0; }
+/// Whether store_floats may stream to `to`: lines that a store does not fill whole are slow.
+inline bool may_stream(const float* to) { return reinterpret_cast<std::uintptr_t>(to) % 64 == 0; }
 
 template <bool kStreams>
 void store_floats(F32 values, float* to) {
