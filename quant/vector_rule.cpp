@@ -8,8 +8,12 @@
 namespace moeref {
 namespace {
 
-/// Above it a subnormal number, which .ftz takes for zero, could have a code of its own.
-constexpr float kLargestFtzFactor = 0x1p100f;
+/// Whether .ftz cannot show in a code: above, a subnormal number, which it takes for zero, could
+/// have a code of its own; below, the factor itself is taken for zero.
+bool is_same_without_ftz(float factor) {
+  const float magnitude = std::fabs(factor);
+  return magnitude == 0.0f || (magnitude >= gpu::kSmallestNormal && magnitude <= 0x1p100f);
+}
 
 }  // namespace
 
@@ -38,7 +42,7 @@ std::optional<VectorRule> VectorRule::of(const ElementRule& rule) {
 std::optional<float> VectorRule::factor(float amax, float factor) const {
   if (!std::isfinite(amax) || !std::isfinite(factor)) return std::nullopt;
   const ElementOp op = coder_.rule().op;
-  if (op == ElementOp::multiply_ftz && std::fabs(factor) > kLargestFtzFactor) return std::nullopt;
+  if (op == ElementOp::multiply_ftz && !is_same_without_ftz(factor)) return std::nullopt;
   if (op == ElementOp::divide && factor == 0.0f) return std::nullopt;
   if (op == ElementOp::divide_full &&
       !(std::fabs(factor) >= gpu::kSmallestNormal && std::fabs(factor) <= 0x1p126f)) {

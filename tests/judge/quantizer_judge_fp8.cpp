@@ -246,6 +246,18 @@ Recipe flashinfer_token_moe(const Setting&) {
   }};
 }
 
+/// The calibrated factor stays in the GEMM's alpha: the scale of the block says nothing.
+Recipe flashinfer_static_moe(const Setting& setting) {
+  const float g = setting.given;
+  return {.block_rows = 0,
+          .block =
+              [g](std::span<const float> block, std::span<const float>) {
+                return coded(float_bits(1.0f), block,
+                             [g](float x) { return e4m3(kFlushing.times(g, x)); });
+              },
+          .global = GlobalOf::given};
+}
+
 Recipe trtllm_group(const Setting& setting) {
   const F32 math = math_of(setting);
   return {.block_cols = 128, .block = [math](std::span<const float> block, std::span<const float>) {
@@ -398,6 +410,7 @@ RecipeTable fp8_recipes() {
           {"deepgemm_fp8_block", deepgemm_block},
           {"deepgemm_fp4_token", deepgemm_fp4},
           {"flashinfer_fp8_group_sm90", flashinfer_group_sm90},
+          {"flashinfer_fp8_static_moe", flashinfer_static_moe},
           {"flashinfer_fp8_token_moe", flashinfer_token_moe},
           {"trtllm_fp8_group", trtllm_group},
           {"trtllm_fp8_token", trtllm_token},
