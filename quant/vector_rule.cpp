@@ -48,8 +48,8 @@ std::optional<float> VectorRule::factor(float amax, float factor) const {
       !(std::fabs(factor) >= gpu::kSmallestNormal && std::fabs(factor) <= 0x1p126f)) {
     return std::nullopt;
   }
-  const MiniFloat format = mini_float(coder_.rule().codes);
-  if ((coder_(amax, factor) & ~format.sign_mask()) > format.max_code()) return std::nullopt;
+  const Format codes = coder_.rule().codes;
+  if (!std::isfinite(decode(codes, coder_(amax, factor)))) return std::nullopt;
   return op == ElementOp::divide_full ? gpu::rcp_approx_ftz(factor) : factor;
 }
 

@@ -12,6 +12,7 @@
 
 #include "quant/error.hpp"
 #include "quant/quantize.hpp"
+#include "simd/kernels.hpp"
 #include "tests/judge/gpu_numbers.hpp"
 #include "tests/judge/quantizer_judge.hpp"
 #include "tests/quant/quantizer_cases.hpp"
@@ -81,18 +82,17 @@ bool same_scale(Format format, std::uint32_t judged, std::uint32_t made) {
          judge::is_nan(judge::value_of(format, made));
 }
 
-void compare(const QuantizerCase& chosen, const NamedNumbers& named, std::optional<float> given) {
+void compare(const QuantizerCase& chosen, const NamedNumbers& named, std::optional<float> given,
+             const judge::JudgedForm& judged) {
   const judge::Numbers& numbers = named.numbers;
   const std::vector<std::byte> bytes = bytes_of(numbers);
   const std::vector<std::string> texts = chosen.texts();
   const Quantized made =
       quantize(chosen.quantizer->name, texts, matrix_of(named.name, numbers, bytes), given, 1);
-  const judge::JudgedForm judged =
-      judge::judge_quantizer(chosen.quantizer->name, chosen.options, numbers, given);
-  Differences differences(fmt::format("{} {}, {} [{}, {}] \"{}\"{}", chosen.quantizer->name,
-                                      fmt::join(texts, " "), name(chosen.input), numbers.rows,
-                                      numbers.cols, named.name,
-                                      given ? fmt::format(", scale {}", *given) : ""));
+  Differences differences(
+      fmt::format("{} {}, {} [{}, {}] \"{}\"{}, {}", chosen.quantizer->name, fmt::join(texts, " "),
+                  name(chosen.input), numbers.rows, numbers.cols, named.name,
+                  given ? fmt::format(", scale {}", *given) : "", simd::active_kernels()->isa));
   ASSERT_EQ(made.row_blocks, judged.row_blocks) << chosen.name();
   ASSERT_EQ(made.col_blocks, judged.col_blocks) << chosen.name();
   ASSERT_EQ(made.global.size(), judged.global.size()) << chosen.name();
@@ -121,16 +121,28 @@ void compare(const QuantizerCase& chosen, const NamedNumbers& named, std::option
   differences.report();
 }
 
+void compare_on_every_isa(const QuantizerCase& chosen, const NamedNumbers& named,
+                          std::optional<float> given) {
+  const judge::JudgedForm judged =
+      judge::judge_quantizer(chosen.quantizer->name, chosen.options, named.numbers, given);
+  const char* const fastest = simd::active_kernels()->isa;
+  for (const char* const* isa = simd::available_isas(); *isa != nullptr; ++isa) {
+    ASSERT_TRUE(simd::use_kernels(*isa));
+    compare(chosen, named, given, judged);
+  }
+  simd::use_kernels(fastest);
+}
+
 class QuantizerJudge : public testing::TestWithParam<QuantizerCase> {};
 
 TEST_P(QuantizerJudge, MakesTheJudgesBits) {
   const QuantizePlan plan = GetParam().plan();
   for (const NamedNumbers& numbers : numbers_for(plan, GetParam().input, kSeed)) {
     if (plan.form.global != GlobalScaleOf::given) {
-      compare(GetParam(), numbers, std::nullopt);
+      compare_on_every_isa(GetParam(), numbers, std::nullopt);
       continue;
     }
-    for (const float given : kGiven) compare(GetParam(), numbers, given);
+    for (const float given : kGiven) compare_on_every_isa(GetParam(), numbers, given);
   }
 }
 
