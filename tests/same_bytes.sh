@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs every bundled checkpoint with all stages and prints one digest a layer. Within one build, thread counts and
-# instruction sets must not change a bit (exit 1 if they do); across builds the caller compares what is printed.
+# Runs every bundled checkpoint with all stages and prints one digest a layer, and one a quantizer of what it makes of a
+# layer and of the values of that. Within one build, thread counts and instruction sets must not change a bit (exit 1 if
+# they do); across builds the caller compares what is printed.
 # usage: same_bytes.sh MOEREF CHECKPOINTS   (MOEREF may be "qemu-aarch64 moeref")
 set -eu
 moeref=$1
@@ -8,7 +9,7 @@ checkpoints=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-digest() {  # checkpoint layer options...
+run_layer() {  # checkpoint layer options...
   checkpoint=$1
   layer=$2
   shift 2
@@ -18,7 +19,38 @@ digest() {  # checkpoint layer options...
   sha256sum <"$work/out.safetensors" | cut -c1-64
 }
 
+quantize() {  # quantizer options...
+  quantizer=$1
+  shift
+  # shellcheck disable=SC2086
+  $moeref quantize "$work/layer.safetensors" --tensor gate --tensor up --quantizer $quantizer --quiet \
+    -o "$work/codes.safetensors" "$@"
+  # shellcheck disable=SC2086
+  $moeref dequantize "$work/codes.safetensors" --quiet -o "$work/values.safetensors" "$@"
+  cat "$work/codes.safetensors" "$work/values.safetensors" | sha256sum | cut -c1-64
+}
+
 failed=0
+compare() {  # label command...
+  label=$1
+  shift
+  expected=$("$@" --threads 1)
+  echo "$expected  $label"
+  for options in "--threads 2" "--threads 7" "--isa scalar" "--isa sse42" "--isa avx2" "--isa avx512" "--isa neon"; do
+    case $options in
+      --isa*)
+        # shellcheck disable=SC2086
+        $moeref formats --quiet $options >/dev/null 2>&1 || continue ;;
+    esac
+    # shellcheck disable=SC2086
+    actual=$("$@" $options)
+    if [ "$actual" != "$expected" ]; then
+      echo "$label $options: $actual" >&2
+      failed=1
+    fi
+  done
+}
+
 for checkpoint in "$checkpoints"/*/; do
   checkpoint=${checkpoint%/}
   for layer in 0 1; do
@@ -28,21 +60,14 @@ for checkpoint in "$checkpoints"/*/; do
       cat "$work/error" >&2
       exit 1
     fi
-    expected=$(digest "$checkpoint" $layer --threads 1)
-    echo "$expected  $(basename "$checkpoint") layer $layer"
-    for options in "--threads 2" "--threads 7" "--isa scalar" "--isa sse42" "--isa avx2" "--isa avx512" "--isa neon"; do
-      case $options in
-        --isa*)
-          # shellcheck disable=SC2086
-          $moeref formats --quiet $options >/dev/null 2>&1 || continue ;;
-      esac
-      # shellcheck disable=SC2086
-      actual=$(digest "$checkpoint" $layer $options)
-      if [ "$actual" != "$expected" ]; then
-        echo "$(basename "$checkpoint") layer $layer $options: $actual" >&2
-        failed=1
-      fi
-    done
+    compare "$(basename "$checkpoint") layer $layer" run_layer "$checkpoint" $layer
   done
+done
+
+# shellcheck disable=SC2086
+$moeref dequantize "$checkpoints/qwen3_moe_ct_nvfp4_h128_i96_e8" --to bf16 --quiet -o "$work/layer.safetensors"
+for quantizer in sglang_fp8_token sglang_fp8_group deepgemm_fp8_token modelopt_fp8 flashinfer_mxfp8 quark_mx \
+  "flashinfer_nvfp4 --scale amax" flashinfer_nvfp4_token modelopt_nvfp4 deepgemm_fp4_token modelopt_mxfp4; do
+  compare "$quantizer" quantize "$quantizer"
 done
 exit $failed

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "quant/error.hpp"
+#include "quant/quantize.hpp"
 #include "quant/tensor.hpp"
 #include "tests/support/error_of.hpp"
 
@@ -208,6 +209,42 @@ TEST(RulesFor, RejectsWordsAndSizesThatTheBackendDoesNotHave) {
   }
   EXPECT_THAT(message({"rows", 2, "", "reason"}),
               HasSubstr("sample: has a rule about 'rows'; sizes are hidden, intermediate"));
+}
+
+TEST(QuantizersFor, NamesQuantizersWithTheirOptionsAndScalesOfEveryBackend) {
+  for (const Backend* backend : all_backends()) {
+    quantizers_for(*backend, parse_options(*backend, {}));  // every word of `when` is an option's
+    std::set<std::string> stages;
+    for (const QuantizerUse& use : backend->quantizers) {
+      const std::string where =
+          fmt::format("{}: {} by {}", backend->name, use.stage, use.quantizer);
+      EXPECT_THAT(use.stage, ::testing::AnyOf("input", "intermediate")) << where;
+      const Quantizer& quantizer = find_quantizer(use.quantizer);
+      EXPECT_TRUE(quantizer.activations) << where;
+      const Options options = parse_options(quantizer.name, quantizer.options, use.options);
+      const QuantizedForm form = quantizer.plan(options, quantizer.inputs.front()).form;
+      EXPECT_EQ(form.global == GlobalScaleOf::given, !use.scale.empty()) << where;
+    }
+  }
+}
+
+TEST(QuantizersFor, KeepsThoseThatTheOptionsChoose) {
+  Backend backend = sample_backend();
+  backend.quantizers = {{.stage = "input", .quantizer = "flashinfer_mxfp8", .when = "mode=one"},
+                        {.stage = "input", .quantizer = "flashinfer_mxfp4", .when = "mode=two"},
+                        {.stage = "intermediate", .quantizer = "cutedsl_mxfp8"}};
+  const auto names = [&](const std::vector<std::string>& texts) {
+    std::vector<std::string> chosen;
+    for (const QuantizerUse& use : quantizers_for(backend, parse_options(backend, texts))) {
+      chosen.emplace_back(use.quantizer);
+    }
+    return chosen;
+  };
+  EXPECT_THAT(names({}), ::testing::ElementsAre("flashinfer_mxfp8", "cutedsl_mxfp8"));
+  EXPECT_THAT(names({"mode=two"}), ::testing::ElementsAre("flashinfer_mxfp4", "cutedsl_mxfp8"));
+  backend.quantizers[0].when = "gated";
+  EXPECT_EQ(error_of([&] { names({}); }),
+            "sample: has a quantizer when 'gated', which is no option's value");
 }
 
 }  // namespace
