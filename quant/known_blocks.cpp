@@ -36,9 +36,10 @@ std::uint32_t last_below(std::uint32_t last, std::uint32_t guess, const Reached&
   return below | below << 16;
 }
 
-simd::Fp4SignRule sign_rule(Fp4Sign sign) {
-  switch (sign) {
+simd::Fp4SignRule sign_rule(const ElementRule& rule) {
+  switch (rule.sign) {
     case Fp4Sign::bit:
+      if (rule.adds_zero) return simd::Fp4SignRule::negative;
       break;
     case Fp4Sign::negative:
       return simd::Fp4SignRule::negative;
@@ -113,7 +114,7 @@ bool KnownBlocks::encode(const KnownRow& row) {
 
 bool KnownBlocks::encode_fp4(const KnownRow& row) {
   const simd::EncodeKernels& kernels = *simd::active_kernels()->encode;
-  const simd::Fp4SignRule sign = sign_rule(coder_->rule().sign);
+  const simd::Fp4SignRule sign = sign_rule(coder_->rule());
   for (std::size_t done = 0; done < row.blocks;) {
     const std::byte* numbers = row.numbers + 2 * done * row.block;
     done += kernels.encode_fp4(numbers, row.blocks - done, row.block, place_of_.data(), fp4_.data(),

@@ -105,8 +105,8 @@ class Work {
       if (vector_) vector_cols_ = values.cols / kUnit * kUnit;
     }
     const bool halves = values.format == Format::bf16 || values.format == Format::f16;
-    const bool units = values.cols > 0 && values.cols % out_.col_blocks == 0 &&
-                       values.cols / out_.col_blocks % kUnit == 0;
+    const std::int64_t width = std::min(block_cols_, values.cols);
+    const bool units = width > 0 && values.cols % width == 0 && width % kUnit == 0;
     knows_blocks_ = plan.form.block_rows == 1 && halves && units && plan.scale && !plan.before &&
                     plan.form.global != GlobalScaleOf::row &&
                     (scale_bytes() == 1 || scale_bytes() == 4);
@@ -171,9 +171,16 @@ class Work {
       fail(values_.name, "has {} columns; blocks of {} must be whole: pad the columns",
            values_.cols, block_cols_);
     }
-    if (plan_.form.codes == Format::e2m1 && values_.cols % 2 != 0) {
+    if (plan_.form.codes != Format::e2m1) return;
+    if (values_.cols % 2 != 0) {
       fail(values_.name, "has {} columns; FP4 codes are packed in pairs: pad the columns",
            values_.cols);
+    }
+    if (out_.col_blocks > 1 && block_cols_ % 2 != 0) {
+      fail(values_.name,
+           "is cut into blocks of {} columns; FP4 codes are packed in pairs: choose "
+           "an even block",
+           block_cols_);
     }
   }
 
@@ -273,13 +280,12 @@ class Work {
 
   /// A row of blocks of ordinary numbers. False: the row is to be done.
   bool quantize_known_row(std::int64_t row, Buffers& buffers) {
-    const auto blocks = static_cast<std::size_t>(out_.col_blocks);
     if (!buffers.known) buffers.known.emplace(coder_, vector_, scale_, values_.format);
     return buffers.known->encode(
         {.type = number_type(values_.format),
          .numbers = number(row, 0),
-         .blocks = blocks,
-         .block = static_cast<std::size_t>(values_.cols) / blocks,
+         .blocks = static_cast<std::size_t>(out_.col_blocks),
+         .block = static_cast<std::size_t>(std::min(block_cols_, values_.cols)),
          .codes = reinterpret_cast<std::uint8_t*>(out_.codes.data() + row * row_bytes()),
          .scales = out_.scales.data() + row * out_.col_blocks * scale_bytes(),
          .scale_bytes = static_cast<std::size_t>(scale_bytes())});
@@ -361,7 +367,7 @@ class Work {
                reinterpret_cast<std::uint8_t*>(out_.codes.data() + row * row_bytes()));
   }
 
-  /// Codes of columns [begin, end) of a block, begin even.
+  /// Codes of columns [begin, end) of a block. Of FP4 both are even: `check`.
   void encode_one_by_one(std::int64_t row, std::int64_t block, std::int64_t begin, std::int64_t end,
                          Buffers& buffers) {
     const std::span<const float> numbers = read(row, begin, end, buffers);

@@ -15,7 +15,7 @@ enum class NumberType : std::uint8_t { bf16, f16, f32 };
 inline constexpr std::size_t kEncodeUnit = 16;
 
 /// y = number * factor (or / factor), rounded to bf16 or not, plus `addend`; then its code: |y|,
-/// at most the largest number, rounded to nearest even to units of the format, with the sign on
+/// at most `largest`, rounded to nearest even to units of the format, with the sign on
 /// top. Numbers and factors are finite and no y is NaN.
 struct EncodeRule {
   bool divides = false;
@@ -24,7 +24,7 @@ struct EncodeRule {
 
   int mantissa_bits = 3;         ///< of codes of 8 bits 2 or 3, of 4 bits 1
   std::uint32_t min_normal = 0;  ///< bits of the smallest normal number of the format, as f32
-  std::uint32_t max_finite = 0;  ///< bits of the largest number of the format, as f32
+  std::uint32_t largest = 0;     ///< bits of the largest |y|, a number of the format, as f32
   bool ties_toward_zero = false;
 
   bool drops_sign_of_zero = false;    ///< code 0 has no sign

@@ -45,7 +45,7 @@ std::uint32_t encode(float number, float factor, const EncodeRule& rule, int sig
   y = y + rule.addend;
   const auto bits = std::bit_cast<std::uint32_t>(y);
   std::uint32_t magnitude = bits & 0x7FFF'FFFFu;
-  magnitude = magnitude < rule.max_finite ? magnitude : rule.max_finite;
+  magnitude = magnitude < rule.largest ? magnitude : rule.largest;
   // A power of two so large that the sum's last bit is the unit of the format at |y|.
   const int dropped = 23 - rule.mantissa_bits;
   const std::uint32_t binade = magnitude & 0x7F80'0000u;

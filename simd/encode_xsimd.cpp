@@ -29,11 +29,11 @@ struct Rule {
       : addend(rule.addend),
         min_normal(rule.min_normal),
         unit_exponent(static_cast<std::uint32_t>(23 - rule.mantissa_bits) << 23),
-        max_finite(rule.max_finite) {}
+        largest(rule.largest) {}
   F32 addend;
   U32 min_normal;
   U32 unit_exponent;
-  U32 max_finite;
+  U32 largest;
 };
 
 /// What a loop is compiled for: mantissa and sign of the format, and whether it has the seldom
@@ -56,7 +56,7 @@ template <typename Kind>
   }
   if (Kind::others) y = y + lanes.addend;
   const U32 bits = as_bits(y);
-  const U32 magnitude = xsimd::min(bits & U32(0x7FFF'FFFFu), lanes.max_finite);
+  const U32 magnitude = xsimd::min(bits & U32(0x7FFF'FFFFu), lanes.largest);
   const U32 clipped = xsimd::max(magnitude & U32(0x7F80'0000u), lanes.min_normal);
   const U32 unit = clipped + lanes.unit_exponent;
   const F32 sum = as_float(magnitude) + as_float(unit);

@@ -399,15 +399,18 @@ std::vector<NamedNumbers> numbers_for(const QuantizePlan& plan, Format input, st
     }
   }
   if (!plan.whole_blocks) {
-    Numbers ragged;
-    ragged.format = input;
-    ragged.rows = 5;
-    ragged.cols = static_cast<std::int64_t>(size) + 6;
-    for (std::int64_t i = 0; i < ragged.rows * ragged.cols; ++i) {
-      ragged.bits.push_back(
-          make.bits(std::ldexp(make.uniform() - 0.5, 3 * static_cast<int>(i % 5))));
+    // A last block of any width, and of widths that would let the row be cut evenly.
+    for (const std::size_t cols : {size + 6, size + 32, size + size / 2, 3 * size + 64}) {
+      Numbers ragged;
+      ragged.format = input;
+      ragged.rows = 5;
+      ragged.cols = static_cast<std::int64_t>(cols);
+      for (std::int64_t i = 0; i < ragged.rows * ragged.cols; ++i) {
+        ragged.bits.push_back(
+            make.bits(std::ldexp(make.uniform() - 0.5, 3 * static_cast<int>(i % 5))));
+      }
+      result.push_back({"ragged", ragged});
     }
-    result.push_back({"ragged", ragged});
   }
   return result;
 }

@@ -45,8 +45,6 @@ constexpr Unsettled kUnsettled[] = {
     {"compressed_tensors_nvfp4",
      "backend=triton is in no release: `/` is taken as div.full, tl.clamp as max, then min"},
     {"cutedsl_nvfp4_moe", "NaN in the maximum of a block: taken as passed over"},
-    {"deepep_torch_fp8_group",
-     "torch=compiled: 448 / amax is taken as 448 times the quotient 1 / amax of Triton"},
     {"modelopt_fp8", "zero blocks, which later versions guard: the version cited divides 0 by 0"},
     {"nvidia_mx", "no source makes whole blocks: amax is true-divided and passes over NaN"},
     {"ocp_mx", "NaN: 0xFF and NaN codes; of E5M2's NaN codes 0x7E is taken"},

@@ -75,9 +75,11 @@ std::vector<ElementRule> rules() {
   for (const Format codes : {Format::e4m3, Format::e5m2, Format::e4m3fnuz, Format::e2m1}) {
     const EncodePolicy policy =
         codes == Format::e4m3fnuz ? EncodePolicy::torch : EncodePolicy::cuda_satfinite;
-    for (const ElementOp op : {ElementOp::multiply, ElementOp::divide}) {
+    for (const ElementOp op : {ElementOp::multiply, ElementOp::multiply_ftz, ElementOp::divide,
+                               ElementOp::divide_full}) {
       for (const Format quotient : {Format::f32, Format::bf16}) {
         for (const bool adds_zero : {false, true}) {
+          if (adds_zero && op == ElementOp::multiply_ftz) continue;
           rules.push_back({.op = op,
                            .quotient = quotient,
                            .adds_zero = adds_zero,
@@ -87,6 +89,15 @@ std::vector<ElementRule> rules() {
       }
     }
   }
+  for (const ElementClamp clamp :
+       {ElementClamp::low_first, ElementClamp::high_first, ElementClamp::keep_nan}) {
+    for (const float limit : {224.0f, 240.0f, 1000.0f}) {
+      rules.push_back({.clamp = clamp,
+                       .limit = limit,
+                       .codes = Format::e4m3fnuz,
+                       .policy = EncodePolicy::torch});
+    }
+  }
   for (const Fp4Sign sign :
        {Fp4Sign::bit, Fp4Sign::negative, Fp4Sign::nonzero, Fp4Sign::not_positive}) {
     for (const Fp4Ties ties : {Fp4Ties::even, Fp4Ties::toward_zero}) {
@@ -94,6 +105,26 @@ std::vector<ElementRule> rules() {
     }
   }
   return rules;
+}
+
+TEST(VectorRule, LeavesWhatTheLoopsCannotSay) {
+  for (const ElementRule& rule :
+       {ElementRule{.quotient = Format::f16},
+        ElementRule{.codes = Format::e2m1, .ties = Fp4Ties::away},
+        ElementRule{
+            .op = ElementOp::multiply_ftz, .codes = Format::e2m1, .sign = Fp4Sign::negative},
+        ElementRule{
+            .op = ElementOp::multiply_ftz, .codes = Format::e2m1, .sign = Fp4Sign::not_positive}}) {
+    EXPECT_FALSE(VectorRule::of(rule));
+  }
+  const auto torch = VectorRule::of({.codes = Format::e4m3fnuz, .policy = EncodePolicy::torch});
+  ASSERT_TRUE(torch);
+  EXPECT_TRUE(torch->factor(240.0f, 1.0f));
+  EXPECT_FALSE(torch->factor(300.0f, 1.0f)) << "NaN, whose code 0x80 has no magnitude";
+  const auto ftz = VectorRule::of({.op = ElementOp::multiply_ftz});
+  ASSERT_TRUE(ftz);
+  EXPECT_TRUE(ftz->factor(1.0f, 0x1p-126f));
+  EXPECT_FALSE(ftz->factor(1.0f, 0x1p-127f)) << "the factor is taken for zero";
 }
 
 class EveryNumberType : public testing::TestWithParam<simd::NumberType> {};
