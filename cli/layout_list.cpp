@@ -34,6 +34,7 @@ std::vector<std::string> default_rules(const Backend& backend) {
 
 std::string value_text(const OptionInfo& option) {
   if (option.is_integer()) return "an integer";
+  if (option.is_number()) return "a number";
   return fmt::format("{}", fmt::join(option.values, " | "));
 }
 

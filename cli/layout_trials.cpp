@@ -124,7 +124,7 @@ Variant try_variant(const Backend& backend, std::vector<std::string> texts, int 
 std::vector<std::vector<std::string>> other_values(const Backend& backend) {
   std::vector<std::vector<std::string>> all;
   for (const OptionInfo& option : backend.options) {
-    if (option.is_integer()) continue;
+    if (!option.is_choice()) continue;
     all.emplace_back();
     for (std::size_t i = 1; i < option.values.size(); ++i) {
       all.back().push_back(fmt::format("{}={}", option.name, option.values[i]));

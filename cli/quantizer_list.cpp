@@ -59,7 +59,8 @@ json json_of(const Quantizer& quantizer) {
              {"options", json::array()}};
   for (const Format format : quantizer.inputs) entry["inputs"].push_back(name(format));
   for (const OptionInfo& option : quantizer.options) {
-    json values = option.is_integer() ? json("integer") : json(option.values);
+    json values = option.values;
+    if (!option.is_choice()) values = option.is_integer() ? "integer" : "number";
     entry["options"].push_back({{"name", option.name},
                                 {"values", std::move(values)},
                                 {"default", option.default_value()},
@@ -113,9 +114,10 @@ void explain_quantizer(const std::string& text, const GlobalOptions& global) {
   line("specials", std::string(quantizer.specials));
   line("source", std::string(quantizer.source));
   for (const OptionInfo& option : quantizer.options) {
-    const std::string values = option.is_integer()
-                                   ? fmt::format("N, default {}", option.default_value())
-                                   : fmt::format("{}", fmt::join(option.values, "|"));
+    const std::string values =
+        option.is_choice()
+            ? fmt::format("{}", fmt::join(option.values, "|"))
+            : fmt::format("{}, default {}", option.values.front(), option.default_value());
     line("option", fmt::format("{}={}: {}", option.name, values, option.summary));
   }
 }

@@ -122,6 +122,15 @@ std::int64_t GoldenCase::integer_param(std::string_view name) const {
   return found->get<std::int64_t>();
 }
 
+double GoldenCase::number_param(std::string_view name) const {
+  const auto found = params.find(std::string(name));
+  if (found == params.end()) fail(path.string(), "op {} needs params.{}", op, name);
+  if (!found->is_number()) {
+    fail(path.string(), "params.{} is {}, needs a number", name, shown(*found));
+  }
+  return found->get<double>();
+}
+
 std::int64_t GoldenCase::positive_param(std::string_view name) const {
   const std::int64_t value = integer_param(name);
   constexpr std::int64_t kMost = std::int64_t{1} << 31;

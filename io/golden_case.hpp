@@ -58,6 +58,8 @@ struct GoldenCase {
   std::optional<std::string> text_param(std::string_view name) const;
   /// Error: absent, or not an integer.
   std::int64_t integer_param(std::string_view name) const;
+  /// Error: absent, or not a number.
+  double number_param(std::string_view name) const;
   /// Of a size. Error: absent, no integer, not in 1 .. 2^31.
   std::int64_t positive_param(std::string_view name) const;
   /// "file.safetensors: out.name", for messages.

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <optional>
 #include <set>
 
 #include "quant/error.hpp"
@@ -18,6 +20,14 @@ std::string quoted(std::span<const std::string_view> values) {
   return fmt::format("{}", fmt::join(values, ", "));
 }
 
+/// The whole text as a number of f32.
+std::optional<float> number_of(const std::string& text) {
+  float number = 0.0f;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (status != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+
 /// Error: a value that the option does not have.
 void check_option(std::string_view subject, const OptionInfo& option, const std::string& value) {
   if (option.is_integer()) {
@@ -26,6 +36,11 @@ void check_option(std::string_view subject, const OptionInfo& option, const std:
     const bool whole = status == std::errc{} && end == value.data() + value.size();
     if (whole && number >= 0 && number <= kLargestOption) return;
     fail(subject, "option {}={} needs an integer from 0 to {}", option.name, value, kLargestOption);
+  }
+  if (option.is_number()) {
+    const std::optional<float> number = number_of(value);
+    if (number && std::isfinite(*number) && !std::signbit(*number)) return;
+    fail(subject, "option {}={} needs a number, 0 or more", option.name, value);
   }
   if (std::find(option.values.begin(), option.values.end(), value) == option.values.end()) {
     fail(subject, "option {}={} does not exist; choose {}", option.name, value,
@@ -41,6 +56,8 @@ std::int64_t Options::integer(std::string_view name) const {
   std::from_chars(text.data(), text.data() + text.size(), number);
   return number;
 }
+
+float Options::number(std::string_view name) const { return number_of((*this)[name]).value(); }
 
 Options parse_options(std::string_view subject, std::span<const OptionInfo> options,
                       std::span<const std::string> texts) {

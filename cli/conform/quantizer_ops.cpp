@@ -61,6 +61,16 @@ std::string device(const GoldenCase& golden) {
 std::string group(const GoldenCase& golden, std::string_view param) {
   return fmt::format("group={}", golden.positive_param(param));
 }
+std::string eps(const GoldenCase& golden) {
+  const bool given = golden.params.contains("eps");
+  return fmt::format("eps={}", given ? golden.number_param("eps") : 1e-10);
+}
+/// Error: a parameter that is not the one value that the original code has.
+void require_param(const GoldenCase& golden, std::string_view param, const nlohmann::json& value) {
+  const auto found = golden.params.find(std::string(param));
+  if (found == golden.params.end() || *found == value) return;
+  fail(golden.path.string(), "params.{} is {}, needs {}", param, found->dump(), value.dump());
+}
 std::string pick(bool choice, const char* yes, const char* no) { return choice ? yes : no; }
 
 /// Parts of a result as tensors of the dtypes that cases have.
@@ -223,7 +233,7 @@ OpResult sglang_group(const GoldenCase& golden) {
   const std::string scale = text_or(golden, "scale", "fp32");
   const bool row_major = scale == "ue8m0_rowmajor";
   const Quantized q = run(golden, "sglang_fp8_group",
-                          {"version=" + version, math(golden), group(golden, "group"),
+                          {"version=" + version, math(golden), group(golden, "group"), eps(golden),
                            scale == "fp32" ? "scale=f32"
                            : row_major     ? "scale=ue8m0_rowmajor"
                                            : "scale=ue8m0"});
@@ -260,13 +270,14 @@ OpResult triton_group(const GoldenCase& golden) {
   const bool ue8m0 = text_or(golden, "scale", "fp32") != "fp32";
   return codes_and_scales(run(golden, "sglang_triton_fp8_group",
                               {"form=" + text_or(golden, "form", "mulinv"), group(golden, "group"),
-                               pick(ue8m0, "scale=ue8m0", "scale=f32")}));
+                               eps(golden), pick(ue8m0, "scale=ue8m0", "scale=f32")}));
 }
 
 OpResult vllm_group(const GoldenCase& golden) {
   const bool ue8m0 = flag_param(golden, "ue8m0", false);
-  return codes_and_scales(run(golden, "vllm_fp8_group",
-                              {group(golden, "group"), pick(ue8m0, "scale=ue8m0", "scale=f32")}));
+  return codes_and_scales(
+      run(golden, "vllm_fp8_group",
+          {group(golden, "group"), eps(golden), pick(ue8m0, "scale=ue8m0", "scale=f32")}));
 }
 
 OpResult vllm_token(const GoldenCase& golden) {
@@ -274,6 +285,8 @@ OpResult vllm_token(const GoldenCase& golden) {
 }
 
 OpResult deepep_group(const GoldenCase& golden) {
+  require_param(golden, "eps", 1e-4);
+  require_param(golden, "group", 128);
   const bool ue8m0 = flag_param(golden, "round_scale", false);
   return codes_and_scales(
       run(golden, "deepep_fp8_group", {pick(ue8m0, "scale=ue8m0", "scale=f32")}));
@@ -414,12 +427,13 @@ std::vector<std::byte> narrow(const std::vector<float>& numbers, Format format) 
   return bytes;
 }
 
-/// Through bf16 to 128 x 128 blocks with power-of-two scales. params: block. in: w,
+/// Through bf16 to 128 x 128 blocks with power-of-two scales. params: block, [128, 128]. in: w,
 /// weight_scale_inv. out: w, s, dequant_bf16.
 OpResult requantize_ue8m0(const GoldenCase& golden) {
   const ValueMatrix w = values(golden, "w", Format::e4m3);
   const TensorView& scales = golden.input("weight_scale_inv");
   constexpr std::int64_t kBlock = 128;
+  require_param(golden, "block", {kBlock, kBlock});
   if (scales.dtype != DType::f32 ||
       scales.size() != ceil_div(w.rows, kBlock) * ceil_div(w.cols, kBlock)) {
     fail(golden.subject(scales.name), "is {} {}; one F32 for each 128 x 128 of [{}, {}] is needed",

@@ -77,7 +77,7 @@ bool fits(const QuantizePlan& plan, const QuantizedForm& stored, std::span<const
 std::vector<std::vector<std::string>> all_choices(const Quantizer& quantizer) {
   std::vector<std::vector<std::string>> choices(1);
   for (const OptionInfo& option : quantizer.options) {
-    if (option.is_integer()) continue;
+    if (!option.is_choice()) continue;
     const std::size_t before = choices.size();
     for (std::size_t value = 1; value < option.values.size(); ++value) {
       for (std::size_t i = 0; i < before; ++i) {

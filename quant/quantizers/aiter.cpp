@@ -25,11 +25,7 @@ QuantizePlan triton_plan(const Options& options, Format codes) {
   QuantizePlan plan;
   plan.form = mx_form(codes);
   plan.nan_amax = NanAmax::ignored_unless_all;
-  plan.element = {
-      .codes = codes,
-      .policy = codes == Format::e2m1 ? EncodePolicy::cuda_satfinite : EncodePolicy::torch,
-      .nan = Fp4Nan::bits};
-  if (codes != Format::e2m1) plan.element.policy = EncodePolicy::cuda_satfinite;
+  plan.element = {.codes = codes, .policy = EncodePolicy::cuda_satfinite, .nan = Fp4Nan::bits};
   plan.scale = [=](const GlobalScale&) {
     return [=](float amax) {
       const int e = triton_exponent(amax, emax);

@@ -119,6 +119,8 @@ inline QuantizedForm nvfp4_form(GlobalScaleOf global, GlobalScaleRule rule) {
           .global_rule = rule};
 }
 
+inline const OptionInfo kEpsOption{"eps", {"X", "1e-10"}, "the least amax"};
+
 /// An option that is a number of columns. Error: 0.
 inline std::int64_t columns(const Options& options, std::string_view option) {
   const std::int64_t count = options.integer(option);

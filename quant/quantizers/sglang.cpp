@@ -84,7 +84,7 @@ QuantizePlan group_plan(const Options& options, Format input) {
   if (rounds_scale_only && version != "v2") {
     fail("sglang_fp8_group", "scale=ue8m0_rowmajor is what version=v2 does; choose it");
   }
-  const float eps = 1e-10f;
+  const float eps = options.number("eps");
   return with_math(options, [&](auto math) {
     using Math = decltype(math);
     QuantizePlan plan;
@@ -129,9 +129,10 @@ QuantizePlan triton_group_plan(const Options& options, Format) {
   plan.element = {.op = divides ? ElementOp::divide_full : ElementOp::multiply,
                   .clamp = ElementClamp::low_first,
                   .limit = kE4m3Max};
-  plan.scale = [divides, ue8m0](const GlobalScale&) {
-    return [divides, ue8m0](float amax) {
-      const float s = TritonMath::div(TritonMath::max(amax, 1e-10f), kE4m3Max);
+  const float eps = options.number("eps");
+  plan.scale = [divides, ue8m0, eps](const GlobalScale&) {
+    return [divides, ue8m0, eps](float amax) {
+      const float s = TritonMath::div(TritonMath::max(amax, eps), kE4m3Max);
       const float stored = ue8m0 ? power_above(s) : s;
       return f32_scale(stored, divides ? stored : TritonMath::rcp(stored));
     };
@@ -259,12 +260,12 @@ extern const Quantizer sglang_fp8_group{
     .family = "SGLang",
     .summary = "E4M3, a scale per group of columns of a token: sgl-kernel v0 to v2, jit v3",
     .formula =
-        "a = max(1e-10, amax).  v0: s = a / 448; q = E4M3(clamp(x / s)).  v1, v2: s = a * "
+        "a = max(eps, amax).  v0: s = a / 448; q = E4M3(clamp(x / s)).  v1, v2: s = a * "
         "RN(1/448); m = 448 / a; q = E4M3(x * m), v2 clamped.  v3: m = 448 * (1 / a).  "
         "ue8m0: s = 2^ceil(log2 s) by the bits, m = 1 / s; v3: x * m in the input's type; "
         "ue8m0_rowmajor: m = 448 / a, s alone is rounded",
     .specials =
-        "zero: s of 1e-10, codes +-0 (v3 ue8m0 f16: 0x7F); infinity with ue8m0: factor "
+        "zero: s of eps, codes +-0 (v3 ue8m0 f16: 0x7F); infinity with ue8m0: factor "
         "-infinity, finite elements 448 with the sign flipped, zeros NaN; NaN element: 0x7F, "
         "v0 and v2 -448 (0xFE), not in amax",
     .source =
@@ -277,6 +278,7 @@ extern const Quantizer sglang_fp8_group{
                  {"f32", "ue8m0", "ue8m0_rowmajor"},
                  "ue8m0: powers of two; ue8m0_rowmajor (v2): rounded only where stored"},
                 {"group", {"N", "128"}, "columns of a group: 16, 32, 64, 128"},
+                kEpsOption,
                 kMathOption},
     .plan = group_plan,
 };
@@ -286,10 +288,10 @@ extern const Quantizer sglang_triton_fp8_group{
     .family = "SGLang",
     .summary = "E4M3, a scale per group of columns of a token: the Triton kernels",
     .formula =
-        "s = max(amax, 1e-10) / 448; mulinv: q = E4M3(clamp(x * (1 / s))); div: "
+        "s = max(amax, eps) / 448; mulinv: q = E4M3(clamp(x * (1 / s))); div: "
         "E4M3(clamp(x / s)); ue8m0: s = 2^ceil(log2f(s)) first; `/` is div.full",
     .specials =
-        "zero: s of 1e-10, codes +-0; infinity: s = infinity, finite elements +-0, infinite "
+        "zero: s of eps, codes +-0; infinity: s = infinity, finite elements +-0, infinite "
         "ones -448; NaN element: -448 (0xFE), not in amax",
     .source =
         "sglang@008601fa0ff2 python/sglang/srt/layers/quantization/fp8_kernel.py "
@@ -297,7 +299,8 @@ extern const Quantizer sglang_triton_fp8_group{
     .activations = true,
     .options = {{"form", {"mulinv", "div"}, "mulinv: row-major scales; div: column-major"},
                 {"scale", {"f32", "ue8m0"}, "ue8m0: powers of two"},
-                {"group", {"N", "128"}, "columns of a group"}},
+                {"group", {"N", "128"}, "columns of a group"},
+                kEpsOption},
     .plan = triton_group_plan,
 };
 

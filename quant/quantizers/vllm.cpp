@@ -12,9 +12,9 @@ QuantizePlan group_plan(const Options& options, Format) {
   QuantizePlan plan;
   plan.form = fp8_form(1, columns(options, "group"));
   plan.element = {.op = ElementOp::divide, .clamp = ElementClamp::low_first, .limit = kE4m3Max};
-  plan.scale = [ue8m0, by_log2](const GlobalScale&) {
-    return [ue8m0, by_log2](float amax) {
-      const float s = gpu::max_num(1e-10f, amax) / kE4m3Max;
+  plan.scale = [ue8m0, by_log2, eps = options.number("eps")](const GlobalScale&) {
+    return [ue8m0, by_log2, eps](float amax) {
+      const float s = gpu::max_num(eps, amax) / kE4m3Max;
       if (!ue8m0) return f32_scale(s, s);
       const float v = gpu::max_num(s, 1e-10f);
       const int e = by_log2 && std::isfinite(v) ? gpu::ceil_log2(v) : exponent_above(v);
@@ -25,8 +25,8 @@ QuantizePlan group_plan(const Options& options, Format) {
 }
 
 QuantizePlan token_plan(const Options& options, Format) {
-  const bool bounded = options["upper_bound"] != "0";
-  const auto bound = static_cast<float>(options.integer("upper_bound"));
+  const float bound = options.number("upper_bound");
+  const bool bounded = bound != 0.0f;
   QuantizePlan plan;
   plan.form = fp8_form(1, 0);
   plan.element = {.op = ElementOp::divide, .clamp = ElementClamp::high_first, .limit = kE4m3Max};
@@ -80,10 +80,10 @@ extern const Quantizer vllm_fp8_group{
     .family = "vLLM",
     .summary = "E4M3, a scale per group of columns of a token; true divisions",
     .formula =
-        "s = max(amax, 1e-10) / 448; ue8m0: s = 2^ceil(log2(max(s, 1e-10))) by the bits; "
+        "s = max(amax, eps) / 448; ue8m0: s = 2^ceil(log2(max(s, 1e-10))) by the bits; "
         "q = E4M3(clamp(x / s))",
     .specials =
-        "zero: codes +-0, s = 1e-10 / 448 (ue8m0 2^-33); infinity: s = infinity, finite "
+        "zero: codes +-0, s = eps / 448 (ue8m0 at least 2^-33); infinity: s = infinity, finite "
         "elements +-0, infinite ones -448; NaN element: -448 (0xFE), not in amax",
     .source = "vllm@0f5257e24511 csrc/quantization/w8a8/fp8/per_token_group_quant.cu",
     .activations = true,
@@ -91,7 +91,8 @@ extern const Quantizer vllm_fp8_group{
                 {"scale", {"f32", "ue8m0"}, "f32: as it is; ue8m0: rounded up to a power of two"},
                 {"kernel",
                  {"registers", "shared_memory"},
-                 "shared_memory takes ceil(log2f), registers (group 128, 16-bit input) the bits"}},
+                 "shared_memory takes ceil(log2f), registers (group 128, 16-bit input) the bits"},
+                kEpsOption},
     .plan = group_plan,
 };
 
@@ -107,7 +108,7 @@ extern const Quantizer vllm_fp8_token{
         "vllm@0f5257e24511 csrc/quantization/w8a8/fp8/common.cu "
         "dynamic_per_token_scaled_fp8_quant_kernel",
     .activations = true,
-    .options = {{"upper_bound", {"N", "0"}, "scale_ub, the largest amax; 0 = none"}},
+    .options = {{"upper_bound", {"X", "0"}, "scale_ub, the largest amax; 0 = none"}},
     .plan = token_plan,
 };
 

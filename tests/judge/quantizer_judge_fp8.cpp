@@ -73,10 +73,10 @@ Recipe sglang_token(const Setting& setting) {
 }
 
 Recipe vllm_token(const Setting& setting) {
-  const std::int64_t bound = setting.integer("upper_bound");
+  const float bound = setting.number("upper_bound");
   return {.block = [bound](std::span<const float> block, std::span<const float>) {
     float amax = amax_of_numbers(block);
-    if (bound != 0) amax = std::min(amax, static_cast<float>(bound));
+    if (bound != 0.0f) amax = std::min(amax, bound);
     const float s = std::max(kPrecise.over(amax, 448.0f), constant(1.0 / (448.0 * 512.0)));
     return coded(float_bits(s), block,
                  [s](float x) { return e4m3(clamp_high_first(kPrecise, kPrecise.over(x, s))); });
@@ -98,6 +98,7 @@ PowerScale power_scale(float v) {
 }
 
 Recipe sglang_group(const Setting& setting) {
+  const float eps = setting.number("eps");
   const F32 math = math_of(setting);
   const std::string version = setting["version"];
   const bool power = setting.is("scale", "ue8m0");
@@ -105,7 +106,7 @@ Recipe sglang_group(const Setting& setting) {
   const Format input = setting.input;
   return {.block_cols = setting.integer("group"),
           .block = [=](std::span<const float> block, std::span<const float>) {
-            const float amax = amax_of_numbers(block, constant(1e-10));
+            const float amax = amax_of_numbers(block, eps);
             const float product = math.times(amax, one_over_448());
             if (version == "v0") {
               const float s = math.flush ? product : math.over(amax, 448.0f);
@@ -130,11 +131,12 @@ Recipe sglang_group(const Setting& setting) {
 }
 
 Recipe sglang_triton_group(const Setting& setting) {
+  const float eps = setting.number("eps");
   const bool multiplies = setting.is("form", "mulinv");
   const bool power = setting.is("scale", "ue8m0");
   return {.block_cols = setting.integer("group"),
           .block = [=](std::span<const float> block, std::span<const float>) {
-            const float amax = amax_of_numbers(block, constant(1e-10));
+            const float amax = amax_of_numbers(block, eps);
             float s = triton_quotient(amax, 448.0f);
             if (power) {
               const float e = std::ceil(log2_in(Format::f32, s));
@@ -149,11 +151,12 @@ Recipe sglang_triton_group(const Setting& setting) {
 }
 
 Recipe vllm_group(const Setting& setting) {
+  const float eps = setting.number("eps");
   const bool power = setting.is("scale", "ue8m0");
   const bool bits = setting.is("kernel", "registers");
   return {.block_cols = setting.integer("group"),
           .block = [=](std::span<const float> block, std::span<const float>) {
-            const float amax = amax_of_numbers(block, constant(1e-10));
+            const float amax = amax_of_numbers(block, eps);
             float s = kPrecise.over(amax, 448.0f);
             if (power) {
               s = std::max(s, constant(1e-10));

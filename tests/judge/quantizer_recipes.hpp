@@ -22,6 +22,7 @@ struct Setting {
   const std::string& operator[](std::string_view name) const { return options.find(name)->second; }
   bool is(std::string_view name, std::string_view value) const { return (*this)[name] == value; }
   std::int64_t integer(std::string_view name) const { return std::stoll((*this)[name]); }
+  float number(std::string_view name) const { return std::stof((*this)[name]); }
 };
 
 struct JudgedBlock {

@@ -45,7 +45,7 @@ TEST(QuantizeRows, PartsAreThoseOfTheWhole) {
   for (const Quantizer* quantizer : all_quantizers()) {
     if (std::ranges::find(quantizer->inputs, Format::bf16) == quantizer->inputs.end()) continue;
     std::vector<std::vector<std::string>> choices(1);
-    if (!quantizer->options.empty() && !quantizer->options.front().is_integer()) {
+    if (!quantizer->options.empty() && quantizer->options.front().is_choice()) {
       const OptionInfo& option = quantizer->options.front();
       for (const std::string_view value : option.values) {
         choices.push_back({std::string(option.name) + "=" + std::string(value)});

@@ -19,10 +19,11 @@ using Bits = std::vector<std::uint32_t>;
 
 /// Values of an option that tests go through.
 std::vector<std::string> values_of(const OptionInfo& option) {
-  if (!option.is_integer()) return {option.values.begin(), option.values.end()};
+  if (option.is_choice()) return {option.values.begin(), option.values.end()};
   std::string other = "64";
   if (option.name == "block") other = "16";
-  if (option.name == "upper_bound") other = "100";
+  if (option.name == "upper_bound") other = "0.37";
+  if (option.name == "eps") other = "1e-12";
   return {std::string(option.default_value()), other};
 }
 
@@ -305,6 +306,8 @@ std::vector<std::string> QuantizerCase::texts() const {
 std::string QuantizerCase::name() const {
   std::string text(quantizer->name);
   for (const auto& [key, value] : options) text += "__" + key + "_" + value;
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c == '.' || c == '-'; }, '_');
   return text + "__" + std::string(moeref::name(input));
 }
 
