@@ -259,8 +259,7 @@ void run_quantize(const Arguments& arguments, const GlobalOptions& global) {
   }
   std::size_t copied = 0;
   for (const auto& [name, view] : file->tensors()) {
-    const bool replaced = std::any_of(chosen.begin(), chosen.end(),
-                                      [&](const TensorView* other) { return other == &view; });
+    const bool replaced = std::find(chosen.begin(), chosen.end(), &view) != chosen.end();
     if (replaced) continue;
     writer.add(view);
     ++copied;
