@@ -110,8 +110,9 @@ class Dequantizer {
  public:
   Dequantizer(DequantizeOrder order, Format target) : order_(order), target_(target) {}
 
+  /// Not if the matrices are absent. `stack` may be empty where the shape has no elements.
   void add(const std::string& tensor, Shape shape, std::vector<ScaledMatrix> stack) {
-    if (stack.empty() || !stack.front()) return;
+    if (!stack.empty() && !stack.front()) return;
     writer_.add({tensor, dtype_of(target_), std::move(shape)},
                 [stack = std::move(stack), order = order_, target = target_](const Sink& sink) {
                   for (const ScaledMatrix& matrix : stack) put_rows(matrix, order, target, sink);
@@ -218,17 +219,18 @@ void add_quantized(Dequantizer& out, const Arguments& arguments, int threads,
   out.keep(file);
   std::set<std::string> parts;
   for (const QuantizedEntry& entry : quantized_entries(*file)) {
-    const TensorView& stored = file->at(entry.scales);
+    check_stored(*file, entry);
     std::shared_ptr<const std::vector<std::byte>> restored;
-    std::span<const std::byte> scales = stored.bytes;
-    if (!entry.scale_steps.empty()) {
+    std::span<const std::byte> scales = file->at(entry.scales).bytes;
+    const bool has_elements = element_count(entry.shape) > 0;
+    if (!entry.scale_steps.empty() && has_elements) {
       restored =
-          std::make_shared<const std::vector<std::byte>>(without_steps(stored, entry, threads));
+          std::make_shared<const std::vector<std::byte>>(without_steps(*file, entry, threads));
       scales = *restored;
       out.keep(restored);
     }
     std::vector<ScaledMatrix> stack;
-    for (std::int64_t expert = 0; expert < entry.experts(); ++expert) {
+    for (std::int64_t expert = 0; has_elements && expert < entry.experts(); ++expert) {
       if (!has_row_scales(*file, entry)) {
         stack.push_back(stored_matrix(*file, entry, scales, expert, std::nullopt));
         continue;

@@ -57,6 +57,9 @@ std::vector<const TensorView*> chosen_tensors(const SafetensorsFile& file,
   std::vector<const TensorView*> chosen;
   for (const std::string& name : names) {
     const TensorView& view = file.at(name);
+    if (std::find(chosen.begin(), chosen.end(), &view) != chosen.end()) {
+      fail("--tensor", "{} is given twice; give it once", name);
+    }
     if (view.shape.size() < 2 || !number_format(quantizer, view.dtype)) {
       fail(file.path().string() + ": " + name, "is {} {}; the quantizer {} takes matrices of {}",
            moeref::name(view.dtype), to_string(view.shape), quantizer.name, input_names(quantizer));
@@ -86,6 +89,14 @@ float amax_of(const ValueMatrix& values) {
   return amax;
 }
 
+/// The calibrated scale as frameworks make it: amax is the largest number that the form holds.
+float scale_of_amax(const QuantizedForm& form, float amax) {
+  if (form.global_rule == GlobalScaleRule::none) return amax / 448.0f;
+  const float most = form.codes == Format::e2m1 ? 448.0f * 6.0f : 448.0f;
+  const float divisor = most * (1.0f / amax);
+  return form.global_rule == GlobalScaleRule::divide ? divisor : 1.0f / divisor;
+}
+
 /// --scale: a number, or made of the matrix as frameworks calibrate it.
 std::optional<float> given_scale(const Arguments& arguments, const QuantizePlan& plan,
                                  const ValueMatrix& values) {
@@ -101,15 +112,16 @@ std::optional<float> given_scale(const Arguments& arguments, const QuantizePlan&
   }
   if (arguments.scale == "amax") {
     const float amax = amax_of(values);
-    if (plan.form.global_rule == GlobalScaleRule::none) return amax / 448.0f;
-    const float divisor = 2688.0f * (1.0f / amax);
-    return plan.form.global_rule == GlobalScaleRule::divide ? divisor : 1.0f / divisor;
+    const float scale = scale_of_amax(plan.form, amax);
+    if (std::isfinite(scale) && scale > 0.0f) return scale;
+    fail(values.name, "has the largest magnitude {}, which makes no scale; give --scale a number",
+         amax);
   }
   const char* end = arguments.scale.data() + arguments.scale.size();
   float scale = 0.0f;
   const auto [stop, status] = std::from_chars(arguments.scale.data(), end, scale);
-  if (status != std::errc{} || stop != end || !std::isfinite(scale)) {
-    fail("--scale", "'{}' is no finite number; give one, or amax", arguments.scale);
+  if (status != std::errc{} || stop != end || !std::isfinite(scale) || scale <= 0.0f) {
+    fail("--scale", "'{}' is no f32 above 0; give one, or amax", arguments.scale);
   }
   return scale;
 }
@@ -247,8 +259,7 @@ void run_quantize(const Arguments& arguments, const GlobalOptions& global) {
   }
   std::size_t copied = 0;
   for (const auto& [name, view] : file->tensors()) {
-    const bool replaced = std::any_of(chosen.begin(), chosen.end(),
-                                      [&](const TensorView* other) { return other == &view; });
+    const bool replaced = std::find(chosen.begin(), chosen.end(), &view) != chosen.end();
     if (replaced) continue;
     writer.add(view);
     ++copied;
@@ -276,7 +287,8 @@ void add_quantize_command(CLI::App& app, const GlobalOptions& global) {
                       "only these tensors (default: every matrix); the others are copied");
   command->add_option("--scale", arguments->scale,
                       "of quantizers that take a calibrated scale: a number, or amax (448 * 6 / "
-                      "amax of each matrix for NVFP4, amax / 448 for FP8)");
+                      "amax of each matrix for NVFP4, amax / 448 for FP8, the reciprocal where "
+                      "the quantizer takes that)");
   command->add_option("--scale-steps", arguments->scale_steps,
                       "layout steps for the scales, as in \"swizzle_128x4\" (moeref layout list "
                       "--steps)");

@@ -77,21 +77,29 @@ TensorStack scale_stack_of(const QuantizedEntry& entry) {
   return stack;
 }
 
-PreparedLayer plan_scales(const QuantizedEntry& entry, TensorStack stack) {
-  return plan_single(entry.scales, std::move(stack),
-                     parse_steps("--scale-steps", entry.scale_steps), kMostElements);
+/// `option`: where the steps stand.
+PreparedLayer plan_scales(const QuantizedEntry& entry, TensorStack stack, const std::string& option,
+                          const std::string& subject) {
+  return plan_single(subject, std::move(stack), parse_steps(option, entry.scale_steps),
+                     kMostElements);
 }
 
-const TensorView& checked(const SafetensorsFile& file, const std::string& name, DType dtype,
-                          std::int64_t bytes) {
-  const TensorView& view = file.at(name);
-  const bool bytes_of_codes = info(view.dtype).bits == 8 && info(dtype).bits == 8;
-  if ((view.dtype != dtype && !bytes_of_codes) ||
-      view.bytes.size() != static_cast<std::size_t>(bytes)) {
-    fail(file.path().string() + ": " + name, "is {} {}; the metadata make it {} bytes of {}",
-         moeref::name(view.dtype), to_string(view.shape), bytes, moeref::name(dtype));
-  }
-  return view;
+std::string subject_of(const SafetensorsFile& file, const std::string& tensor) {
+  return file.path().string() + ": " + tensor;
+}
+
+/// Error: another dtype; bytes may stand for codes of 8 bits.
+void check_dtype(const SafetensorsFile& file, const TensorView& view, DType needed) {
+  const bool is_bytes = view.dtype == DType::u8 || view.dtype == DType::i8;
+  if (view.dtype == needed || (is_bytes && info(needed).bits == 8)) return;
+  fail(subject_of(file, view.name), "is {} {}; the metadata need {}", moeref::name(view.dtype),
+       to_string(view.shape), moeref::name(needed));
+}
+
+void check_shape(const SafetensorsFile& file, const TensorView& view, const Shape& needed) {
+  if (view.shape == needed) return;
+  fail(subject_of(file, view.name), "is {} {}; the metadata need {}", moeref::name(view.dtype),
+       to_string(view.shape), to_string(needed));
 }
 
 }  // namespace
@@ -145,13 +153,13 @@ std::vector<QuantizedEntry> quantized_entries(const SafetensorsFile& file) {
     entry.shape = shape_of(fields, "shape");
     entry.codes = fields.string("codes");
     entry.scales = fields.string("scales");
-    if (fields.has("global")) entry.global = fields.string("global");
     if (fields.has("scale_steps")) entry.scale_steps = fields.string("scale_steps");
     entry.form.codes = format_of(fields, "code_format");
     entry.form.scales = format_of(fields, "scale_format");
     entry.form.block_rows = fields.integer("block_rows", 0, kMostElements);
     entry.form.block_cols = fields.integer("block_cols", 0, kMostElements);
     entry.form.global_rule = rule_of(fields, "global_rule");
+    if (entry.form.global_rule != GlobalScaleRule::none) entry.global = fields.string("global");
     if (info(entry.form.codes).bits > 8 || entry.form.scales == Format::e2m1 ||
         entry.form.scales == Format::f64) {
       fail(subject, "metadata params.tensors: {} codes with {} scales are no quantized tensor",
@@ -172,29 +180,51 @@ Tensor with_steps(const TensorView& scales, const QuantizedEntry& entry, int thr
   TensorStack stack = dense_stack(matrices, GateOrder::none, info(scales.dtype).bits);
   stack.block_rows = std::max<std::int64_t>(entry.form.block_rows, 1);
   stack.block_cols = std::max<std::int64_t>(entry.form.block_cols, 1);
-  const PreparedLayer layer = plan_scales(entry, std::move(stack));
+  const PreparedLayer layer = plan_scales(entry, std::move(stack), "--scale-steps", entry.scales);
   Tensor tensor = make(layer.tensors.front(), threads);
   tensor.shape = written_shape(layer.tensors.front());
   tensor.name = entry.scales;
   return tensor;
 }
 
-std::vector<std::byte> without_steps(const TensorView& stored, const QuantizedEntry& entry,
+std::vector<std::byte> without_steps(const SafetensorsFile& file, const QuantizedEntry& entry,
                                      int threads) {
-  const PreparedLayer layer = plan_scales(entry, scale_stack_of(entry));
+  const std::string subject = subject_of(file, entry.scales);
+  const TensorView& stored = file.at(entry.scales);
+  const PreparedLayer layer =
+      plan_scales(entry, scale_stack_of(entry), subject + ": scale_steps", subject);
   const Plan& plan = layer.tensors.front().plan;
-  if (static_cast<std::size_t>(byte_count(layer.tensors.front())) != stored.bytes.size()) {
-    fail(stored.name, "has {} bytes; {} make {}", stored.bytes.size(), entry.scale_steps,
-         byte_count(layer.tensors.front()));
-  }
+  check_dtype(file, stored, layer.tensors.front().dtype);
+  check_shape(file, stored, written_shape(layer.tensors.front()));
   std::vector<std::byte> scales(static_cast<std::size_t>(element_count(entry.row_scales_shape())) *
                                 static_cast<std::size_t>(info(entry.form.scales).bits / 8));
   const UndoReport report = undo(plan.map, stored.bytes, plan.recoders, scales, threads);
   if (report.wrong_pads != 0 || report.wrong_copies != 0) {
-    fail(stored.name, "has {} pads and {} copies that {} would not write", report.wrong_pads,
+    fail(subject, "has {} pads and {} copies that {} would not write", report.wrong_pads,
          report.wrong_copies, entry.scale_steps);
   }
   return scales;
+}
+
+void check_stored(const SafetensorsFile& file, const QuantizedEntry& entry) {
+  const TensorView& codes = file.at(entry.codes);
+  Shape code_shape = entry.shape;
+  if (entry.form.codes == Format::e2m1) code_shape.back() /= 2;
+  check_dtype(file, codes, stored_dtype(entry.form.codes));
+  check_shape(file, codes, code_shape);
+  const TensorView& scales = file.at(entry.scales);
+  if (entry.scale_steps.empty()) {
+    check_dtype(file, scales, stored_dtype(entry.form.scales));
+    check_shape(file, scales, entry.row_scales_shape());
+  }
+  if (entry.form.global_rule == GlobalScaleRule::none) return;
+  const TensorView& global = file.at(entry.global);
+  const std::int64_t count = global.size();
+  if (global.dtype != DType::f32 ||
+      (count != entry.experts() && count != entry.experts() * entry.rows())) {
+    fail(subject_of(file, entry.global), "is {} {}; one F32 a matrix or a row is needed",
+         moeref::name(global.dtype), to_string(global.shape));
+  }
 }
 
 bool has_row_scales(const SafetensorsFile& file, const QuantizedEntry& entry) {
@@ -209,20 +239,14 @@ ScaledMatrix stored_matrix(const SafetensorsFile& file, const QuantizedEntry& en
   const std::int64_t rows = entry.rows();
   const std::int64_t cols = entry.cols();
   const std::int64_t code_bytes = entry.form.codes == Format::e2m1 ? rows * cols / 2 : rows * cols;
-  const TensorView& codes =
-      checked(file, entry.codes, stored_dtype(entry.form.codes), entry.experts() * code_bytes);
   const Shape blocks = entry.row_scales_shape();
   const std::int64_t row_blocks = blocks[blocks.size() - 2];
   const std::int64_t width = info(entry.form.scales).bits / 8;
-  if (scales.size() != static_cast<std::size_t>(element_count(blocks) * width)) {
-    fail(file.path().string() + ": " + entry.scales, "has {} bytes; {} scales of {} are needed",
-         scales.size(), element_count(blocks), name(entry.form.scales));
-  }
   ScaledMatrix matrix;
-  matrix.name = file.path().string() + ": " + entry.codes;
+  matrix.name = subject_of(file, entry.codes);
   matrix.rows = rows;
   matrix.cols = cols;
-  matrix.codes = {.data = codes.bytes.data() + number * code_bytes,
+  matrix.codes = {.data = file.at(entry.codes).bytes.data() + number * code_bytes,
                   .format = entry.form.codes,
                   .row_stride = cols};
   matrix.scales =
@@ -237,11 +261,6 @@ ScaledMatrix stored_matrix(const SafetensorsFile& file, const QuantizedEntry& en
   if (entry.form.global_rule != GlobalScaleRule::none) {
     const TensorView& global = file.at(entry.global);
     const bool one_a_row = has_row_scales(file, entry);
-    if (global.dtype != DType::f32 || (!one_a_row && global.size() != entry.experts())) {
-      fail(file.path().string() + ": " + entry.global,
-           "is {} {}; one F32 a matrix or a row is needed", name(global.dtype),
-           to_string(global.shape));
-    }
     matrix.global_rule = entry.form.global_rule;
     matrix.global_scale = global.at<float>(one_a_row ? number * rows + row.value_or(0) : number);
   }

@@ -40,14 +40,17 @@ bool is_quantized(const SafetensorsFile& file);
 
 /// Scales [experts, rows, cols] through layout steps, and back.
 Tensor with_steps(const TensorView& scales, const QuantizedEntry& entry, int threads);
-/// Error: pads that are not what the steps write.
-std::vector<std::byte> without_steps(const TensorView& stored, const QuantizedEntry& entry,
+/// Error: another dtype or shape, or pads that are not what the steps write.
+std::vector<std::byte> without_steps(const SafetensorsFile& file, const QuantizedEntry& entry,
                                      int threads);
 
+/// Error: tensors that are absent or do not fit the entry. Scales that went through steps are for
+/// `without_steps` to check.
+void check_stored(const SafetensorsFile& file, const QuantizedEntry& entry);
 /// Whether the global scale is one a row. Error: no such tensor.
 bool has_row_scales(const SafetensorsFile& file, const QuantizedEntry& entry);
 /// The matrix of expert `number` with its storage in the file, `row` alone if the global scale is
-/// one a row. `scales`: of all experts, in rows. Error: tensors that are absent or do not fit.
+/// one a row. `scales`: of all experts, in rows. The entry has been through `check_stored`.
 ScaledMatrix stored_matrix(const SafetensorsFile& file, const QuantizedEntry& entry,
                            std::span<const std::byte> scales, std::int64_t number,
                            std::optional<std::int64_t> row);

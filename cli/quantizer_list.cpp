@@ -79,16 +79,17 @@ json quantizers_json() {
 
 void list_quantizers(const GlobalOptions& global) {
   if (global.json) return print_json(quantizers_json());
-  fmt::print("{:26} {:3} {:6} {:7} {:12} {:13} {}\n", "Quantizers", "for", "codes", "scales",
+  fmt::print("{:27} {:3} {:6} {:7} {:12} {:13} {}\n", "Quantizers", "for", "codes", "scales",
              "block", "global scale", "what");
+  constexpr std::size_t kIndent = 74;
   std::string_view family;
   for (const Quantizer* quantizer : all_quantizers()) {
     if (quantizer->family != family) fmt::print("{}\n", family = quantizer->family);
     const QuantizedForm form = default_form(*quantizer);
-    fmt::print("  {:24} {:3} {:6} {:7} {:12} {:13} {}\n", quantizer->name,
+    fmt::print("  {:25} {:3} {:6} {:7} {:12} {:13} {}\n", quantizer->name,
                quantizer->weights ? (quantizer->activations ? "w a" : "w") : "  a",
                name(form.codes), name(form.scales), block_text(form), global_text(form.global),
-               wrapped(std::string(quantizer->summary), 72, 140));
+               wrapped(std::string(quantizer->summary), kIndent));
   }
   fmt::print(
       "w: weights, a: activations. moeref quantize --explain NAME shows formula and options.\n");

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cli/commands.hpp"
+#include "cli/layout_commands.hpp"
 #include "cli/quantizer_list.hpp"
 #include "io/families/family.hpp"
 #include "io/quantization_config.hpp"
@@ -60,11 +61,13 @@ void print_formats(const GlobalOptions& global) {
     print_json(report);
     return;
   }
+  constexpr std::size_t kIndent = 57;
   fmt::print("Number formats\n{:10} {:>4} {:>12} {:>12} {:>13}  {}\n", "name", "bits", "max",
              "min normal", "min subnormal", "what");
   for (const FormatInfo& format : stored_formats()) {
     fmt::print("{:10} {:4} {:12.6g} {:12.4g} {:13.4g}  {}\n", format.name, format.bits,
-               format.max_finite, format.min_normal, format.min_subnormal, format.description);
+               format.max_finite, format.min_normal, format.min_subnormal,
+               wrapped(std::string(format.description), kIndent));
   }
   fmt::print("\nWeight formats of checkpoints\n");
   for (const WeightFormat& format : kWeightFormats) {

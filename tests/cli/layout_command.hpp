@@ -14,7 +14,7 @@
 #include "io/safetensors.hpp"
 #include "tests/io/temp_folder.hpp"
 
-// moeref as a user runs it, for the tests of moeref layout.
+// moeref as a user runs it, for the tests of moeref layout and quantize.
 
 namespace moeref::testing {
 
@@ -31,10 +31,11 @@ struct Outcome {
   std::string error;
 };
 
-inline Outcome moeref_with(const std::string& arguments) {
+/// `before`: environment variables, "NAME=value".
+inline Outcome moeref_with(const std::string& arguments, const std::string& before = "") {
   const TempFolder folder;
-  const std::string command = MOEREF_BINARY " " + arguments + " >" + (folder / "out").string() +
-                              " 2>" + (folder / "error").string();
+  const std::string command = before + " " MOEREF_BINARY " " + arguments + " >" +
+                              (folder / "out").string() + " 2>" + (folder / "error").string();
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_bytes(folder / "out"),
           read_bytes(folder / "error")};
