@@ -121,10 +121,11 @@ class Dequantizer {
   }
   void copy(const TensorView& tensor) {
     writer_.add(tensor);
-    ++count_;
+    ++copied_;
   }
   void keep(std::shared_ptr<const void> storage) { writer_.keep(std::move(storage)); }
   std::int64_t count() const { return count_; }
+  std::int64_t copied() const { return copied_; }
   void write(const std::string& path, const std::string& source) const {
     writer_.write(path, {{"op", "dequantize"},
                          {"source", std::string("moeref ") + kVersion},
@@ -136,6 +137,7 @@ class Dequantizer {
   Format target_;
   CaseWriter writer_;
   std::int64_t count_ = 0;
+  std::int64_t copied_ = 0;
 };
 
 void add_layer(Dequantizer& out, const MoeLayer& layer) {
@@ -263,6 +265,13 @@ void run_dequantize(const Arguments& arguments, const GlobalOptions& global) {
   } else if (!arguments.modules.empty()) {
     add_modules(out, arguments);
   } else {
+    const fs::path source = arguments.source;
+    if (source.extension() == ".safetensors" && !fs::exists(source.parent_path() / "config.json")) {
+      fail(
+          arguments.source,
+          "has no config.json beside it, and moeref quantize did not write it; give a model folder "
+          "or a file in one");
+    }
     const Checkpoint checkpoint = Checkpoint::open(arguments.source);
     if (checkpoint.moe_layers().empty()) fail(arguments.source, "has no layer with experts");
     check_destination(arguments.out, arguments.source, checkpoint.folder());
@@ -275,12 +284,15 @@ void run_dequantize(const Arguments& arguments, const GlobalOptions& global) {
   if (global.json) {
     const nlohmann::json report{{"file", arguments.out},
                                 {"tensors", out.count()},
+                                {"copied", out.copied()},
                                 {"to", arguments.target},
                                 {"order", arguments.order}};
     print_json(report);
   } else if (!global.quiet) {
-    fmt::print("{} tensors as {}, order {}\n-> {}\n", out.count(), arguments.target,
-               arguments.order, arguments.out);
+    const std::string copied =
+        out.copied() == 0 ? "" : fmt::format(", {} more as they are", out.copied());
+    fmt::print("{} tensor{} as {}, order {}{}\n-> {}\n", out.count(), out.count() == 1 ? "" : "s",
+               arguments.target, arguments.order, copied, arguments.out);
   }
 }
 

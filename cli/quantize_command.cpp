@@ -68,7 +68,9 @@ std::vector<const TensorView*> chosen_tensors(const SafetensorsFile& file,
   }
   if (!names.empty()) return chosen;
   for (const auto& [name, view] : file.tensors()) {
-    if (view.shape.size() >= 2 && number_format(quantizer, view.dtype)) chosen.push_back(&view);
+    // U8 can be anything: taken for E4M3 only where it is named.
+    const bool numbers = view.dtype != DType::u8 && number_format(quantizer, view.dtype);
+    if (view.shape.size() >= 2 && numbers) chosen.push_back(&view);
   }
   if (chosen.empty()) {
     fail(file.path().string(), "holds no matrix that the quantizer {} takes: {}", quantizer.name,
@@ -126,9 +128,47 @@ std::optional<float> given_scale(const Arguments& arguments, const QuantizePlan&
   return scale;
 }
 
-/// What a tensor has become.
-struct Result {
+/// A tensor to quantize: how, and what it becomes.
+struct Job {
+  const TensorView& view;
+  Format format;  ///< of its numbers
+  QuantizePlan plan;
   QuantizedEntry entry;
+};
+
+Job make_job(const TensorView& view, const Quantizer& quantizer, const Options& options,
+             const Arguments& arguments) {
+  const Format format = *number_format(quantizer, view.dtype);
+  Job job{view, format, quantizer.plan(options, format), {}};
+  const QuantizedForm& form = job.plan.form;
+  job.entry.name = view.name;
+  job.entry.shape = view.shape;
+  job.entry.form = form;
+  job.entry.codes = view.name + std::string(form.codes_suffix);
+  job.entry.scales = view.name + std::string(form.scales_suffix);
+  job.entry.scale_steps = arguments.scale_steps;
+  if (form.global_rule != GlobalScaleRule::none) {
+    job.entry.global = view.name + std::string(form.global_suffix);
+  }
+  return job;
+}
+
+/// Error: a name that the file would have twice.
+void refuse_twice(const SafetensorsFile& file, const std::vector<Job>& jobs) {
+  std::set<std::string> names;
+  for (const auto& [name, view] : file.tensors()) names.insert(name);
+  for (const Job& job : jobs) names.erase(job.entry.name);
+  for (const Job& job : jobs) {
+    for (const std::string& name : {job.entry.codes, job.entry.scales, job.entry.global}) {
+      if (name.empty() || names.insert(name).second) continue;
+      fail(file.path().string() + ": " + name,
+           "is there already, and the result would have that name; choose other tensors");
+    }
+  }
+}
+
+/// The tensors that one has become.
+struct Result {
   Tensor codes;
   Tensor scales;
   std::optional<Tensor> global;
@@ -138,26 +178,16 @@ void append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
   to.insert(to.end(), bytes.begin(), bytes.end());
 }
 
-Result quantize_tensor(const SafetensorsFile& file, const TensorView& view,
-                       const Quantizer& quantizer, const Arguments& arguments, int threads) {
-  const Format format = *number_format(quantizer, view.dtype);
-  const QuantizePlan plan =
-      quantizer.plan(parse_options(quantizer.name, quantizer.options, arguments.options), format);
+Result quantize_tensor(const SafetensorsFile& file, const Job& job, const Arguments& arguments,
+                       int threads) {
+  const auto& [view, format, plan, entry] = job;
   Result result;
-  QuantizedEntry& entry = result.entry;
-  entry.name = view.name;
-  entry.shape = view.shape;
-  entry.form = plan.form;
-  entry.codes = view.name + std::string(plan.form.codes_suffix);
-  entry.scales = view.name + std::string(plan.form.scales_suffix);
-  entry.scale_steps = arguments.scale_steps;
-  const bool has_global = plan.form.global_rule != GlobalScaleRule::none;
-  if (has_global) entry.global = view.name + std::string(plan.form.global_suffix);
-
+  const bool has_global = !entry.global.empty();
   std::vector<std::byte> global;
   const std::int64_t bytes = entry.rows() * entry.cols() * info(format).bits / 8;
   for (std::int64_t expert = 0; expert < entry.experts(); ++expert) {
-    const ValueMatrix values{file.path().string() + ": " + view.name, format, entry.rows(),
+    const std::string number = entry.experts() > 1 ? fmt::format("[{}]", expert) : "";
+    const ValueMatrix values{file.path().string() + ": " + view.name + number, format, entry.rows(),
                              entry.cols(),
                              view.bytes.subspan(static_cast<std::size_t>(expert * bytes),
                                                 static_cast<std::size_t>(bytes))};
@@ -184,28 +214,12 @@ Result quantize_tensor(const SafetensorsFile& file, const TensorView& view,
   return result;
 }
 
-void refuse_twice(const SafetensorsFile& file, const std::vector<Result>& results) {
-  std::set<std::string> names;
-  for (const auto& [name, view] : file.tensors()) names.insert(name);
-  for (const Result& result : results) names.erase(result.entry.name);
-  const auto add = [&](const std::string& name) {
-    if (names.insert(name).second) return;
-    fail(file.path().string() + ": " + name,
-         "is there already, and the result would have that name; choose other tensors");
-  };
-  for (const Result& result : results) {
-    add(result.codes.name);
-    add(result.scales.name);
-    if (result.global) add(result.global->name);
-  }
-}
-
 std::string describe(const TensorView& view) {
   return fmt::format("{} {} {}", view.name, name(view.dtype), to_string(view.shape));
 }
 
-void report(const std::vector<Result>& results, std::size_t copied, const Arguments& arguments,
-            const nlohmann::json& params, const GlobalOptions& global) {
+void report(const std::vector<Job>& jobs, const std::vector<Result>& results, std::size_t copied,
+            const Arguments& arguments, const nlohmann::json& params, const GlobalOptions& global) {
   if (global.json) {
     nlohmann::json out = params;
     out["file"] = arguments.out;
@@ -220,13 +234,14 @@ void report(const std::vector<Result>& results, std::size_t copied, const Argume
   }
   fmt::print("{}{}{}\n", arguments.quantizer, options.empty() ? "" : ": ",
              fmt::join(options, ", "));
-  for (const Result& result : results) {
-    fmt::print("  {} {} -> {}, {}", result.entry.name, to_string(result.entry.shape),
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    const Result& result = results[i];
+    fmt::print("  {} {} -> {}, {}", jobs[i].entry.name, to_string(jobs[i].entry.shape),
                describe(result.codes.view()), describe(result.scales.view()));
     if (result.global) fmt::print(", {}", describe(result.global->view()));
     fmt::print("\n");
   }
-  if (copied > 0) fmt::print("  {} other tensors as they are\n", copied);
+  if (copied > 0) fmt::print("  {} other tensor{} as they are\n", copied, copied == 1 ? "" : "s");
   fmt::print("-> {}\n", arguments.out);
 }
 
@@ -235,39 +250,46 @@ void run_quantize(const Arguments& arguments, const GlobalOptions& global) {
   const Options options = parse_options(quantizer.name, quantizer.options, arguments.options);
   check_destination(arguments.out, arguments.source, {});
   const auto file = SafetensorsFile::open(arguments.source);
-  const auto chosen = chosen_tensors(*file, quantizer, arguments.tensors);
+  if (is_quantized(*file)) {
+    fail(arguments.source, "was written by moeref quantize; quantize what it was made of");
+  }
+  std::vector<Job> jobs;
+  for (const TensorView* view : chosen_tensors(*file, quantizer, arguments.tensors)) {
+    jobs.push_back(make_job(*view, quantizer, options, arguments));
+  }
+  refuse_twice(*file, jobs);
   std::vector<Result> results;
   {
     Progress progress("quantize", global.quiet);
-    for (const TensorView* view : chosen) {
+    for (const Job& job : jobs) {
       progress.show(static_cast<std::int64_t>(results.size()),
-                    static_cast<std::int64_t>(chosen.size()), view->name);
-      results.push_back(quantize_tensor(*file, *view, quantizer, arguments, global.threads));
+                    static_cast<std::int64_t>(jobs.size()), job.entry.name);
+      results.push_back(quantize_tensor(*file, job, arguments, global.threads));
     }
   }
-  refuse_twice(*file, results);
 
   CaseWriter writer;
   nlohmann::json params{{"quantizer", quantizer.name},
                         {"options", options.values()},
                         {"tensors", nlohmann::json::array()}};
+  for (const Job& job : jobs) params["tensors"].push_back(to_json(job.entry));
   for (const Result& result : results) {
-    params["tensors"].push_back(to_json(result.entry));
     writer.add(result.codes.view());
     writer.add(result.scales.view());
     if (result.global) writer.add(result.global->view());
   }
+  std::set<std::string> replaced;
+  for (const Job& job : jobs) replaced.insert(job.entry.name);
   std::size_t copied = 0;
   for (const auto& [name, view] : file->tensors()) {
-    const bool replaced = std::find(chosen.begin(), chosen.end(), &view) != chosen.end();
-    if (replaced) continue;
+    if (replaced.contains(name)) continue;
     writer.add(view);
     ++copied;
   }
   writer.write(arguments.out, {{"op", std::string(kQuantizedTensors)},
                                {"params", metadata_text(params)},
                                {"source", std::string("moeref ") + kVersion}});
-  report(results, copied, arguments, params, global);
+  report(jobs, results, copied, arguments, params, global);
 }
 
 }  // namespace
@@ -281,10 +303,14 @@ void add_quantize_command(CLI::App& app, const GlobalOptions& global) {
   command->add_option("source", arguments->source,
                       "safetensors file with BF16, F16 or F32 matrices");
   command->add_option("--quantizer", arguments->quantizer, "name of the quantizer");
-  command->add_option("--option", arguments->options,
-                      "key=value: a choice that the quantizer leaves open");
-  command->add_option("--tensor", arguments->tensors,
-                      "only these tensors (default: every matrix); the others are copied");
+  command
+      ->add_option("--option", arguments->options,
+                   "key=value: a choice that the quantizer leaves open")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--tensor", arguments->tensors,
+                   "only this tensor, or these (default: every matrix); the others are copied")
+      ->allow_extra_args(false);
   command->add_option("--scale", arguments->scale,
                       "of quantizers that take a calibrated scale: a number, or amax (448 * 6 / "
                       "amax of each matrix for NVFP4, amax / 448 for FP8, the reciprocal where "

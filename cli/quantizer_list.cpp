@@ -21,6 +21,7 @@ QuantizedForm default_form(const Quantizer& quantizer) {
 }
 
 std::string block_text(const QuantizedForm& form) {
+  if (form.block_rows == 0 && form.block_cols == 0) return "the matrix";
   const auto side = [](std::int64_t size, const char* all) {
     return size == 0 ? std::string(all) : std::to_string(size);
   };

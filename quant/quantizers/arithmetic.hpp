@@ -1,5 +1,7 @@
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <limits>
 
@@ -124,7 +126,8 @@ inline const OptionInfo kEpsOption{"eps", {"X", "1e-10"}, "the least amax"};
 /// An option that is a number of columns. Error: 0.
 inline std::int64_t columns(const Options& options, std::string_view option) {
   const std::int64_t count = options.integer(option);
-  if (count == 0) fail(option, "is 0; give the columns of a block");
+  if (count == 0)
+    fail(fmt::format("--option {}=0", option), "gives blocks no columns; give 1 or more");
   return count;
 }
 

@@ -342,7 +342,7 @@ extern const Quantizer sglang_nvfp4{
 extern const Quantizer sglang_mxfp4{
     .name = "sglang_mxfp4",
     .family = "SGLang",
-    .summary = "MXFP4 weights from FP8 block ones, every step in bf16",
+    .summary = "MXFP4 of FP8 block weights (dequantize --to bf16 first), every step in bf16",
     .formula =
         "w = bf16(x); d = bf16(amax / 6); e = ceil(max(bf16(log2f(d)), -127)); y = bf16(w / "
         "2^e); q = number of .25 .75 1.25 1.75 2.5 3.5 5 below |y|, sign bit unless y > 0",

@@ -69,7 +69,7 @@ TEST_F(QuantizeErrors, NamesTheOptionsThatThereAre) {
     refuse(std::string("--quantizer vllm_fp8_group --option group=") + value,
            {std::string("vllm_fp8_group: option group=") + value + " needs an integer from 0"});
   }
-  refuse("--quantizer vllm_fp8_group --option group=0", {"group: is 0"});
+  refuse("--quantizer vllm_fp8_group --option group=0", {"--option group=0", "no columns"});
   refuse("--quantizer vllm_fp8_group --option group=32 --option group=64",
          {"group is given twice"});
   refuse("--quantizer sglang_fp8_group --option version=v0 --option scale=ue8m0",
@@ -94,6 +94,18 @@ TEST_F(QuantizeErrors, WantsAScaleWhereOneIsCalibrated) {
   }
 }
 
+TEST_F(QuantizeErrors, TakesNoFileOfItsOwn) {
+  expect_done("quantize " + path("in") + " -q --quantizer ocp_mx -o " + path("own"));
+  before_ = folder_.names();
+  refuse("--quantizer ocp_mx", {"own", "was written by moeref quantize"}, "own");
+}
+
+TEST_F(QuantizeErrors, SaysWhatDequantizeTakes) {
+  write("plain.safetensors", {random_numbers("m", Format::bf16, {4, 64}, 1)});
+  expect_refused("dequantize " + path("plain.safetensors") + " -o " + path("out"),
+                 {"plain.safetensors: has no config.json beside it", "moeref quantize"});
+}
+
 TEST_F(QuantizeErrors, MakesNoScaleOfMatricesThatGiveNone) {
   Tensor zero = random_numbers("zero", Format::bf16, {2, 4, 64}, 4);
   std::fill(zero.bytes.begin() + 512, zero.bytes.end(), std::byte{0});
@@ -106,7 +118,7 @@ TEST_F(QuantizeErrors, MakesNoScaleOfMatricesThatGiveNone) {
        {"flashinfer_nvfp4", "sglang_nvfp4", "sglang_fp8_static", "flashinfer_fp8_static_moe",
         "flashinfer_nvfp4 --option global_scale=inverted"}) {
     const std::string arguments = "--scale amax --quantizer " + quantizer;
-    refuse(arguments, {"zero: zero: has the largest magnitude 0", "--scale a number"}, "zero");
+    refuse(arguments, {"zero: zero[1]: has the largest magnitude 0", "--scale a number"}, "zero");
     refuse(arguments, {"infinite: infinite: has the largest magnitude inf"}, "infinite");
   }
 }

@@ -181,6 +181,23 @@ TEST(Quantize, TakesCodesOfFp8) {
   }
 }
 
+TEST(Quantize, TakesBytesForFp8OnlyWhereNamed) {
+  const TempFolder folder;
+  const auto path = [&](const char* name) { return (folder / name).string(); };
+  const std::vector<std::uint8_t> codes(64, 0x38);
+  write_tensors(path("in"), {make_tensor<std::uint8_t>("x", DType::f8_e4m3, {2, 32}, codes),
+                             make_tensor<std::uint8_t>("bytes", DType::u8, {2, 32}, codes)});
+  // A file after --option is the file.
+  const std::string command = "quantize -q --scale 6 --quantizer flashinfer_fp8_to_fp4 -o " +
+                              path("out") + " --option math=precise ";
+  expect_done(command + path("in"));
+  EXPECT_EQ(EditableFile(path("out"))["bytes"].dtype, DType::u8);
+  EXPECT_TRUE(EditableFile(path("out"))["bytes"].bytes.size() == 64);
+  expect_done(command + "--tensor bytes " + path("in"));
+  EXPECT_EQ(EditableFile(path("out"))["x"].dtype, DType::f8_e4m3);
+  EXPECT_EQ(EditableFile(path("out"))["bytes_scale"].bytes.size(), 4u);
+}
+
 TEST(Quantize, KeepsMatricesWithoutElements) {
   const TempFolder folder;
   const auto path = [&](const char* name) { return (folder / name).string(); };
