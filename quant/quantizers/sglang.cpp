@@ -140,6 +140,18 @@ QuantizePlan triton_group_plan(const Options& options, Format) {
   return plan;
 }
 
+QuantizePlan hopper_moe_plan(const Options&, Format) {
+  QuantizePlan plan;
+  plan.form = fp8_form(1, 128);
+  plan.scale = [](const GlobalScale&) {
+    return [](float amax) {
+      const float least = TritonMath::max(amax, 1e-4f);
+      return f32_scale(TritonMath::div(least, kE4m3Max), TritonMath::div(kE4m3Max, least));
+    };
+  };
+  return plan;
+}
+
 QuantizePlan nvfp4_plan(const Options&, Format) {
   QuantizePlan plan;
   plan.form = nvfp4_form(GlobalScaleOf::given, GlobalScaleRule::divide);
@@ -302,6 +314,21 @@ extern const Quantizer sglang_triton_fp8_group{
                 {"group", {"N", "128"}, "columns of a group"},
                 kEpsOption},
     .plan = triton_group_plan,
+};
+
+extern const Quantizer sglang_fp8_hopper_moe{
+    .name = "sglang_fp8_hopper_moe",
+    .family = "SGLang",
+    .summary = "E4M3 per 128 columns of a token, for the grouped GEMM on Hopper: a Triton kernel",
+    .formula = "a = max(amax, 1e-4); s = a / 448; m = 448 / a; q = E4M3(x * m); `/` is div.full",
+    .specials =
+        "zero: s of 1e-4, codes +-0; infinity: s = infinity, finite elements +-0, infinite "
+        "ones 0x7F; NaN element: 0x7F, not in amax",
+    .source =
+        "sglang@0499419ecba5 python/sglang/srt/layers/quantization/fp8_kernel.py "
+        "_per_token_group_quant_fp8_hopper_moe_mn_major",
+    .activations = true,
+    .plan = hopper_moe_plan,
 };
 
 extern const Quantizer sglang_fp8_input{

@@ -150,6 +150,15 @@ Recipe sglang_triton_group(const Setting& setting) {
           }};
 }
 
+Recipe sglang_hopper_moe(const Setting&) {
+  return {.block_cols = 128, .block = [](std::span<const float> block, std::span<const float>) {
+            const float amax = amax_of_numbers(block, constant(1e-4));
+            const float m = triton_quotient(448.0f, amax);
+            return coded(float_bits(triton_quotient(amax, 448.0f)), block,
+                         [m](float x) { return e4m3(kPrecise.times(x, m)); });
+          }};
+}
+
 Recipe vllm_group(const Setting& setting) {
   const float eps = setting.number("eps");
   const bool power = setting.is("scale", "ue8m0");
@@ -404,6 +413,7 @@ RecipeTable fp8_recipes() {
           {"sglang_fp8_token", sglang_token},
           {"sglang_fp8_group", sglang_group},
           {"sglang_triton_fp8_group", sglang_triton_group},
+          {"sglang_fp8_hopper_moe", sglang_hopper_moe},
           {"sglang_fp8_input", sglang_input},
           {"vllm_fp8_group", vllm_group},
           {"vllm_fp8_token", vllm_token},
