@@ -27,7 +27,7 @@ std::vector<std::uint16_t> block_under(std::uint32_t amax, Format input, const E
       coder.rule().op == ElementOp::divide || coder.rule().op == ElementOp::divide_full;
   std::vector<std::uint16_t> block{static_cast<std::uint16_t>(amax), 0, 0x8000};
   const auto add = [&](std::uint32_t magnitude) {
-    const std::uint32_t sign = (random() & 1u) << 15;
+    const auto sign = static_cast<std::uint32_t>(random() & 1u) << 15;
     block.push_back(static_cast<std::uint16_t>(std::min(magnitude, amax) | sign));
   };
   for (const float midpoint : kMidpoints) {
