@@ -27,7 +27,8 @@ quantize() {  # quantizer options...
     -o "$work/codes.safetensors" "$@"
   # shellcheck disable=SC2086
   $moeref dequantize "$work/codes.safetensors" --quiet -o "$work/values.safetensors" "$@"
-  cat "$work/codes.safetensors" "$work/values.safetensors" | sha256sum | cut -c1-64
+  # A file says what it was made from.
+  cat "$work/codes.safetensors" "$work/values.safetensors" | LC_ALL=C sed "s|$work||g" | sha256sum | cut -c1-64
 }
 
 failed=0
