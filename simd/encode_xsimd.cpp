@@ -49,7 +49,7 @@ struct Kind {
 template <typename Kind>
 [[gnu::always_inline]] inline U32 encode(F32 numbers, F32 factor, const Rule& lanes,
                                          const EncodeRule& rule) {
-  F32 y = Kind::divides ? numbers / factor : numbers * factor;
+  F32 y = Kind::divides ? quotient(numbers, factor) : numbers * factor;
   if (Kind::others && rule.rounds_to_bf16) {
     const U32 bits = as_bits(y);
     y = as_float((bits + U32(0x7FFFu) + ((bits >> 16) & U32(1u))) & U32(0xFFFF'0000u));

@@ -26,6 +26,15 @@ constexpr std::size_t kWordBatches = 16 / kWordLanes;
 inline F32 as_float(U32 bits) { return xsimd::bitwise_cast<F32>(bits); }
 inline U32 as_bits(F32 value) { return xsimd::bitwise_cast<U32>(value); }
 
+/// Rounded to nearest even. xsimd 8 divides f32 by an estimate of the reciprocal on aarch64.
+inline F32 quotient(F32 a, F32 b) {
+#if defined(__aarch64__)
+  return vdivq_f32(a, b);
+#else
+  return a / b;
+#endif
+}
+
 /// kWordLanes 16-bit numbers, zero-extended.
 inline U32 load_halves(const std::byte* from) {
 #if defined(__AVX512F__)
