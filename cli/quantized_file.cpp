@@ -7,6 +7,7 @@
 
 #include "cli/layout_json.hpp"
 #include "cli/prepared_file.hpp"
+#include "io/json_file.hpp"
 #include "layout/step.hpp"
 #include "layout/tensor_stack.hpp"
 #include "layout/transform.hpp"
@@ -140,9 +141,10 @@ bool is_quantized(const SafetensorsFile& file) {
 std::vector<QuantizedEntry> quantized_entries(const SafetensorsFile& file) {
   const std::string subject = file.path().string();
   const auto text = file.metadata().find("params");
-  const json params =
-      text == file.metadata().end() ? json() : json::parse(text->second, nullptr, false);
-  if (!params.is_object() || !params.contains("tensors") || !params["tensors"].is_array()) {
+  const json params = text == file.metadata().end()
+                          ? json::object()
+                          : parse_json_object(subject + ": metadata params", text->second);
+  if (!params.contains("tensors") || !params["tensors"].is_array()) {
     fail(subject, "has no list of tensors in its metadata; write it with moeref quantize");
   }
   std::vector<QuantizedEntry> entries;

@@ -232,20 +232,24 @@ TEST_F(ChangedFile, NeedsEveryFieldOfItsMetadata) {
 TEST_F(ChangedFile, NeedsMetadataThatListTensors) {
   const EditableFile whole = quantized("modelopt_mxfp4");
   EditableFile file = whole;
-  for (const std::string& text :
-       {std::string(), std::string("{"), std::string("[]"), std::string("{}"),
-        std::string(R"({"tensors": 3})"), std::string(R"({"tensors": {"a": 1}})"),
-        std::string(200000, '['), R"({"tensors": )" + std::string(200000, '[')}) {
+  for (const char* text : {"{}", R"({"tensors": 3})", R"({"tensors": {"a": 1}})"}) {
     file.metadata["params"] = text;
     refuse(file, {"q: has no list of tensors in its metadata", "moeref quantize"});
+  }
+  for (const char* text : {"", "{", "[]", R"({"tensors": [], "tensors": []})"}) {
+    file.metadata["params"] = text;
+    refuse(file, {"q: metadata params: "});
   }
   file.metadata.erase("params");
   refuse(file, {"q: has no list of tensors in its metadata"});
   file.metadata["params"] = R"({"tensors": [3]})";
   refuse(file, {"q: holds 3, needs a JSON object"});
-  file.metadata["params"] =
-      R"({"tensors": [)" + std::string(5000, '[') + std::string(5000, ']') + "]}";
-  refuse(file, {"q: ", "needs a JSON object"});
+  for (const std::string& nested :
+       {std::string(200000, '['), R"({"tensors": )" + std::string(200000, '['),
+        R"({"tensors": [)" + std::string(200000, '[') + std::string(200000, ']') + "]}"}) {
+    file.metadata["params"] = nested;
+    refuse(file, {"q: metadata params: ", "nested deeper than 64 levels"});
+  }
 }
 
 TEST_F(ChangedFile, NeedsSizesThatCanBe) {
