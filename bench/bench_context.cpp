@@ -169,6 +169,8 @@ double peak_f64_flops() {
   return measured;
 }
 
+namespace {
+
 void add_context() {
   benchmark::AddCustomContext("instruction set", simd::active_kernels()->isa);
   benchmark::AddCustomContext("read bandwidth, 1 thread",
@@ -177,6 +179,17 @@ void add_context() {
                               std::to_string(write_bandwidth() / 1e9) + " GB/s");
   benchmark::AddCustomContext("f64 kernel in L1, 1 thread",
                               std::to_string(peak_f64_flops() / 1e9) + " GFLOP/s");
+}
+
+}  // namespace
+
+int run(int argc, char** argv, void (*register_all)()) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  add_context();
+  register_all();
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
 }
 
 }  // namespace moeref::bench

@@ -32,7 +32,8 @@ double write_bandwidth();
 /// vector code of this build.
 double peak_f64_flops();
 
-/// Puts CPU, instruction set and the two limits above into the benchmark's context.
-void add_context();
+/// main of a benchmark: CPU, instruction set and the limits above go into the context, then
+/// `register_all` registers what BENCHMARK has not. Exit code.
+int run(int argc, char** argv, void (*register_all)());
 
 }  // namespace moeref::bench

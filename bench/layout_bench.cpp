@@ -329,11 +329,4 @@ void register_all() {
 }  // namespace
 }  // namespace moeref
 
-int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  moeref::bench::add_context();
-  moeref::register_all();
-  benchmark::RunSpecifiedBenchmarks();
-  return 0;
-}
+int main(int argc, char** argv) { return moeref::bench::run(argc, argv, moeref::register_all); }

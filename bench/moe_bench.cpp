@@ -77,9 +77,5 @@ BENCHMARK(gpt_oss_20b)
 }  // namespace moeref
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  moeref::bench::add_context();
-  benchmark::RunSpecifiedBenchmarks();
-  return 0;
+  return moeref::bench::run(argc, argv, [] {});
 }
