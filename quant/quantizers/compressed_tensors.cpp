@@ -221,8 +221,7 @@ extern const Quantizer compressed_tensors_mxfp8{
     .specials =
         "zero block: byte 0, f16 127 (2^-127 is 0 there, replaced by 1); -0: 0x00; amax from 1.75 "
         "of the last binade (f16: 57344), infinity: divided by infinity, byte 0x7E (inferred); "
-        "NaN: "
-        "as zero if 0x7FFF, 0x7F. Nothing is clipped",
+        "NaN: as zero if 0x7FFF, 0x7F. Nothing is clipped",
     .source =
         "compressed-tensors@ac8e2ba82f4e src/compressed_tensors/quantization/utils/"
         "mxfp_utils.py generate_mx_scales",

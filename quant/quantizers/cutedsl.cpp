@@ -151,23 +151,16 @@ extern const Quantizer cutedsl_nvfp4{
     .formula =
         "fast: sf = E4M3(g * (amax * rcp.approx(6))); o = sf != 0 ? rcp.approx(sf * rcp.approx(g)) "
         ": 0; q = E2M1(x * o).  exact: sf = E4M3(amax * (g * RN(1/6))); o = amax != 0 ? min(1 / "
-        "(sf "
-        "* (1 / g)), FLT_MAX) : 0.  four_over_six: as flashinfer_nvfp4",
+        "(sf * (1 / g)), FLT_MAX) : 0.  four_over_six: as flashinfer_nvfp4",
     .specials =
         "zero and (fast) tiny: sf 0, codes +-0; infinity: sf 0x7E; NaN element: +6, not in amax; "
-        "all "
-        "NaN: sf 0x7F",
+        "all NaN: sf 0x7F",
     .source =
         "flashinfer@fb28d7242b35 flashinfer/quantization/quantization_cute_dsl_utils.py "
         "process_nvfp4_block_half, process_nvfp4_block_bfloat",
     .activations = true,
     .inputs = kHalfInputs,
-    .options = {{"quant_math",
-                 {"fast", "exact"},
-                 "exact = FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH=1"},
-                {"four_over_six", {"off", "on"}, "FLASHINFER_NVFP4_4OVER6=1"},
-                {"error", {"mae", "mse"}, "of four_over_six: sum of magnitudes or of squares"},
-                kErrorMathOption},
+    .options = {kQuantMathOption, kFourOverSixOption, kErrorOption, kErrorMathOption},
     .plan = nvfp4_plan,
 };
 
@@ -186,12 +179,7 @@ extern const Quantizer cutedsl_nvfp4_token{
         "_row_scales",
     .activations = true,
     .inputs = kHalfInputs,
-    .options = {{"quant_math",
-                 {"fast", "exact"},
-                 "exact = FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH=1"},
-                {"e4m3_max", {"448", "256"}, "256 = FLASHINFER_NVFP4_4OVER6_E4M3_USE_256=1"},
-                {"four_over_six", {"off", "on"}, "FLASHINFER_NVFP4_4OVER6=1"},
-                {"error", {"mae", "mse"}, "of four_over_six: sum of magnitudes or of squares"},
+    .options = {kQuantMathOption, kE4m3MaxOption, kFourOverSixOption, kErrorOption,
                 kErrorMathOption},
     .plan = nvfp4_token_plan,
 };
@@ -205,7 +193,9 @@ extern const Quantizer cutedsl_nvfp4_moe{
         "E2M1(x * m)",
     .specials =
         "zero: sf 0, m = FLT_MAX, codes +-0; infinity: sf 0x7E; NaN element: +6, not in amax",
-    .source = "flashinfer@fb28d7242b35 flashinfer/fused_moe/cute_dsl",
+    .source =
+        "flashinfer@fb28d7242b35 flashinfer/fused_moe/cute_dsl/blackwell/"
+        "blockscaled_contiguous_gather_grouped_gemm_swiglu_fusion.py",
     .activations = true,
     .plan = nvfp4_moe_plan,
 };
@@ -221,9 +211,7 @@ extern const Quantizer cutedsl_fp8_to_fp4{
         "process_nvfp4_block_fp8",
     .activations = true,
     .inputs = {Format::e4m3},
-    .options = {{"quant_math",
-                 {"fast", "exact"},
-                 "exact = FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH=1"}},
+    .options = {kQuantMathOption},
     .plan = fp8_to_fp4_plan,
 };
 

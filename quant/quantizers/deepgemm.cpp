@@ -45,8 +45,7 @@ const std::vector<OptionInfo> kOptions{
 constexpr std::string_view kSpecials =
     "zero: s of 1e-4, codes +-0; infinity: s = infinity (ue8m0 2^127), finite elements +-0, "
     "infinite ones NaN (ue8m0: NaN, they overflow); NaN: the block's scale is NaN (ue8m0 2^127) "
-    "and "
-    "with it every code";
+    "and with it every code";
 
 extern const Quantizer deepgemm_fp8_token{
     .name = "deepgemm_fp8_token",

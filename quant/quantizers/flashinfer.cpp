@@ -286,13 +286,11 @@ extern const Quantizer flashinfer_nvfp4{
         "quantization_utils.cuh cvt_warp_fp16_to_fp4",
     .activations = true,
     .inputs = kHalfInputs,
-    .options = {{"quant_math",
-                 {"fast", "exact"},
-                 "exact = FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH=1"},
+    .options = {kQuantMathOption,
                 kBuildOption,
                 {"global_scale", {"plain", "inverted"}, "inverted: 1 / g is passed"},
-                {"four_over_six", {"off", "on"}, "FLASHINFER_NVFP4_4OVER6=1"},
-                {"error", {"mae", "mse"}, "of four_over_six: sum of magnitudes or of squares"},
+                kFourOverSixOption,
+                kErrorOption,
                 kErrorMathOption,
                 {"elements_per_thread", {"16", "8"}, "of four_over_six: 8 adds two partial sums"}},
     .plan = nvfp4_plan,
@@ -306,8 +304,8 @@ extern const Quantizer flashinfer_nvfp4_token{
         "fast: t = A * RN(1 / 2688), A = amax of the row; g = rcp.approx(t).  exact: g = A != 0 ? "
         "min((1 / RN(1/2688)) / A, FLT_MAX) : FLT_MAX (four_over_six: 0), 0 -> 1; t = 1 / g.  Then "
         "blocks as flashinfer_nvfp4; four_over_six: error of ((q * sf) * A) / 2688 - x.  f32 "
-        "input: "
-        "l = 6 * rcp.approx(amax), 0 of a zero block; q = E2M1(x * l); sf = E4M3(rcp.approx(t * "
+        "input: l = 6 * rcp.approx(amax), 0 of a zero block; q = E2M1(x * l); sf = "
+        "E4M3(rcp.approx(t * "
         "l))",
     .specials =
         "zero row: t = 0; fast: every sf NaN (0x7F), codes +-0; exact: sf 0; four_over_six: sf 0, "
@@ -317,13 +315,7 @@ extern const Quantizer flashinfer_nvfp4_token{
         "flashinfer@fb28d7242b35 csrc/nv_internal/tensorrt_llm/kernels/quantization.cuh "
         "nvfp4QuantAndPerTokenScaleKernel, nvfp4QuantAndPerTokenScaleFP32Kernel",
     .activations = true,
-    .options = {{"quant_math",
-                 {"fast", "exact"},
-                 "exact = FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH=1"},
-                kBuildOption,
-                {"e4m3_max", {"448", "256"}, "256 = FLASHINFER_NVFP4_4OVER6_E4M3_USE_256=1"},
-                {"four_over_six", {"off", "on"}, "FLASHINFER_NVFP4_4OVER6=1"},
-                {"error", {"mae", "mse"}, "of four_over_six: sum of magnitudes or of squares"},
+    .options = {kQuantMathOption, kBuildOption, kE4m3MaxOption, kFourOverSixOption, kErrorOption,
                 kErrorMathOption},
     .plan = nvfp4_token_plan,
 };

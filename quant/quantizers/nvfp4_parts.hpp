@@ -10,6 +10,14 @@
 
 namespace moeref::quantizers {
 
+inline const OptionInfo kQuantMathOption{
+    "quant_math", {"fast", "exact"}, "exact = FLASHINFER_DISABLE_FP4_QUANT_FAST_MATH=1"};
+inline const OptionInfo kE4m3MaxOption{
+    "e4m3_max", {"448", "256"}, "256 = FLASHINFER_NVFP4_4OVER6_E4M3_USE_256=1"};
+inline const OptionInfo kFourOverSixOption{
+    "four_over_six", {"off", "on"}, "FLASHINFER_NVFP4_4OVER6=1"};
+inline const OptionInfo kErrorOption{
+    "error", {"mae", "mse"}, "of four_over_six: sum of magnitudes or of squares"};
 inline const OptionInfo kErrorMathOption{
     "error_math",
     {"exact", "fast"},
