@@ -62,6 +62,7 @@ struct BlockFactor {
 /// Of one thread.
 struct Buffers {
   std::vector<float> numbers;
+  std::vector<std::uint8_t> codes;  ///< of a block
   std::vector<std::uint32_t> amax_bits;
   std::vector<Amax> amax;
   std::vector<BlockFactor> factors;  ///< [col_blocks]
@@ -371,7 +372,8 @@ class Work {
   void encode_one_by_one(std::int64_t row, std::int64_t block, std::int64_t begin, std::int64_t end,
                          Buffers& buffers) {
     const std::span<const float> numbers = read(row, begin, end, buffers);
-    std::vector<std::uint8_t> codes(numbers.size());
+    buffers.codes.resize(numbers.size());
+    const std::span<std::uint8_t> codes = buffers.codes;
     if (plan_.block) {
       const float amax = buffers.amax[static_cast<std::size_t>(block)].value(plan_.nan_amax);
       store_scale(row, block, plan_.block(numbers, amax, buffers.global, codes));
