@@ -82,7 +82,7 @@ TEST_P(EveryCodeType, DecodesEveryCodeUnderEveryKindOfFactor) {
     factors.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(random())));
   }
   for (const std::size_t block : {16u, 32u, 112u, 128u, 65536u}) {
-    const std::size_t count = kCount / block * block;
+    const std::size_t count = kCount - 16 * (block / 32);  // the last block may be short
     for (const bool clears : {false, true}) {
       std::vector<std::uint32_t> expected(count);
       for (std::size_t i = 0; i < count; ++i) {
