@@ -69,10 +69,10 @@ template <typename Kind>
   code = code + ((clipped - lanes.min_normal) >> Kind::dropped);
   U32 sign = bits & U32(0x8000'0000u);
   if (Kind::others && rule.drops_sign_of_zero) {
-    sign = xsimd::select(code == U32(0u), U32(0u), sign);
+    sign = choose(as_float(code) == F32(0.0f), U32(0u), sign);
   }
   if (Kind::others && rule.sign_unless_positive) {
-    sign = xsimd::select(magnitude == U32(0u), U32(0x8000'0000u), sign);
+    sign = choose(as_float(magnitude) == F32(0.0f), U32(0x8000'0000u), sign);
   }
   return code | sign >> Kind::sign_shift;
 }

@@ -20,11 +20,17 @@ namespace {
 
 using U32 = xsimd::batch<std::uint32_t, MOEREF_ARCH>;
 using F32 = xsimd::batch<float, MOEREF_ARCH>;
+using Bool32 = xsimd::batch_bool<float, MOEREF_ARCH>;
 constexpr std::size_t kWordLanes = U32::size;
 constexpr std::size_t kWordBatches = 16 / kWordLanes;
 
 inline F32 as_float(U32 bits) { return xsimd::bitwise_cast<F32>(bits); }
 inline U32 as_bits(F32 value) { return xsimd::bitwise_cast<U32>(value); }
+/// Words by a condition on floats. (xsimd 8.1's select of integers does not compile for AVX-512
+/// without optimisation, where _mm512_mask_blend_epi8 is a macro.)
+inline U32 choose(Bool32 condition, U32 yes, U32 no) {
+  return as_bits(xsimd::select(condition, as_float(yes), as_float(no)));
+}
 
 /// Rounded to nearest even. xsimd 8 divides f32 by an estimate of the reciprocal on aarch64.
 inline F32 quotient(F32 a, F32 b) {
