@@ -5,6 +5,7 @@
 
 #include "simd/decode.hpp"
 #include "simd/encode.hpp"
+#include "simd/matrix.hpp"
 
 namespace moeref::simd {
 
@@ -24,6 +25,7 @@ struct KernelTable {
 
   const EncodeKernels* encode;
   const DecodeKernels* decode;
+  const MatrixKernels* matrix;
 };
 
 /// The table with this name, or nullptr if this build or this CPU lacks it.

@@ -8,5 +8,6 @@ namespace moeref::simd::scalar {
 extern const KernelTable table;
 extern const EncodeKernels encode_kernels;
 extern const DecodeKernels decode_kernels;
+extern const MatrixKernels matrix_kernels;
 
 }  // namespace moeref::simd::scalar

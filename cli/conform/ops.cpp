@@ -16,7 +16,8 @@ constexpr std::array kValueOperations{
 constexpr std::array kAreas{layout_trtllm_operations,   layout_nvidia_operations,
                             layout_marlin_operations,   layout_triton_operations,
                             layout_deepgemm_operations, layout_amd_operations,
-                            quantizer_operations,       gpu_operations};
+                            quantizer_operations,       gpu_operations,
+                            matrix_operations};
 
 std::vector<NamedOperation> collect() {
   std::vector<NamedOperation> all(kValueOperations.begin(), kValueOperations.end());

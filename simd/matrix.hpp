@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moeref::simd {
+
+/// A fused step of a matrix unit that accumulates in f32: the products and c are cut toward zero to
+/// `fraction_bits` bits below the largest exponent, summed exactly and rounded once, toward zero.
+struct FusedStep {
+  std::size_t terms = 16;  ///< at most 32
+  int fraction_bits = 25;  ///< 13 .. 25
+  bool e8m13 = false;      ///< the result keeps 13 fraction bits, else 23
+};
+
+/// What a matrix kernel reads of some rows and 16 columns: values, and beside each the power of two
+/// that its exponent stands for (0 for a zero). For every pair that is multiplied: both finite, and
+/// the exponents add up to kLowestStepExponent .. kLargestStepExponent, or one is zero.
+struct StepOperands {
+  const float* row_values = nullptr;  ///< [rows, row_stride]
+  const float* row_powers = nullptr;
+  std::size_t row_stride = 0;
+  std::size_t rows = 0;
+  const float* column_values = nullptr;  ///< [terms, 16]
+  const float* column_powers = nullptr;
+};
+
+inline constexpr int kLowestStepExponent = -100;
+inline constexpr int kLargestStepExponent = 120;
+
+struct MatrixKernels {
+  /// c[r * 16 + j] := step(row r, column j, c[r * 16 + j]). outside[r] has bit j set where c alone
+  /// leaves the range of exponents (a tiny, huge, infinite or NaN one); such a c stays as it is.
+  void (*fused_step)(const FusedStep& step, const StepOperands& operands, float* c,
+                     std::uint16_t* outside);
+};
+
+}  // namespace moeref::simd
