@@ -176,21 +176,25 @@ class PanelJob {
     const double bias = scratch_.panel.bias[to_size(j)];
     const double residual =
         epilogue.residual != nullptr ? epilogue.residual[i * epilogue.residual_stride + n] : 0.0;
-    const double factor = epilogue.row_factors.empty() ? 1.0 : epilogue.row_factors[to_size(i)];
+    const double scale = epilogue.row_scales.empty() ? 1.0 : epilogue.row_scales[to_size(i)];
+    const double weight = epilogue.row_weights.empty() ? 1.0 : epilogue.row_weights[to_size(i)];
+    const double factor = scale * epilogue.factor;  // 48 bits: exact
     if (problem_.x.finite[to_size(i)] == 0 || scratch_.panel.finite[to_size(j)] == 0 ||
-        !std::isfinite(factor) || !std::isfinite(bias) || !std::isfinite(residual)) {
+        !std::isfinite(factor) || !std::isfinite(weight) || !std::isfinite(bias) ||
+        !std::isfinite(residual)) {
       ++statistics_.not_finite;
-      return class_of_ieee_sum(i, j, factor, bias + residual);
+      return class_of_ieee_sum(i, j, factor, bias, weight, residual);
     }
     exact::LinearForm& form = scratch_.form;
     form.clear();
     collect_products(i, j);
     form.multiply_by(factor);
+    form.multiply_by(weight);
     for (const ScaledMatrix* operand : {&problem_.x.matrix, &problem_.weight}) {
       form.multiply_by(global_multiplier(*operand));
       form.divide_by(global_divisor(*operand));
     }
-    form.add(bias);
+    form.add(bias * weight);  // 48 bits: exact
     form.add(residual);
     return form.round(epilogue.output);
   }
@@ -235,12 +239,13 @@ class PanelJob {
   /// included. Products of finite factors are finite and non-zero unless a factor is zero (eight
   /// f32-range factors stay inside the f64 range), so the operands alone decide, and no order
   /// matters.
-  float class_of_ieee_sum(std::int64_t i, std::int64_t j, double factor, double addend) const {
+  float class_of_ieee_sum(std::int64_t i, std::int64_t j, double factor, double bias, double weight,
+                          double residual) const {
     const double x_factor =
         global_multiplier(problem_.x.matrix) / global_divisor(problem_.x.matrix);
     const double w_factor = global_multiplier(problem_.weight) / global_divisor(problem_.weight);
     const double* activations = problem_.x.row(i);
-    double sum = addend;
+    double sum = bias;
     for (std::int64_t s = 0; s < problem_.segments() && !std::isnan(sum); ++s) {
       const double x_scale = problem_.x_scales[to_size(i * problem_.segments() + s)] * x_factor;
       const double w_scale = scratch_.panel.scales[to_size(s * kColumns + j)] * w_factor;
@@ -249,6 +254,7 @@ class PanelJob {
                (scratch_.panel.values[to_size(k * kColumns + j)] * w_scale) * factor;
       }
     }
+    sum = sum * weight + residual;
     return std::isnan(sum) ? exact::canonical_nan() : static_cast<float>(sum);
   }
 
@@ -280,9 +286,9 @@ Problem describe(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilo
            epilogue.bias.cols, weight.name, weight.rows);
     }
   }
-  if (!epilogue.row_factors.empty() && epilogue.row_factors.size() != x.rows.size()) {
-    fail(weight.name, "is given {} row factors for {} rows", epilogue.row_factors.size(),
-         x.rows.size());
+  for (const std::span<const float> rows : {epilogue.row_scales, epilogue.row_weights}) {
+    if (rows.empty() || rows.size() == x.rows.size()) continue;
+    fail(weight.name, "is given {} row factors for {} rows", rows.size(), x.rows.size());
   }
   const std::array<const ScaledMatrix*, 2> operands{&x.matrix, &weight};
   Problem problem{x,  weight, epilogue,        segment_bounds(operands, weight.cols),

@@ -21,11 +21,13 @@ struct GemmInput {
   const double* row(std::int64_t i) const { return values.data() + i * matrix.cols; }
 };
 
-/// What is added to the bare dot product before the one rounding.
+/// What the bare dot product becomes before the one rounding.
 struct GemmEpilogue {
+  float factor = 1.0f;                 ///< on every dot product
+  std::span<const float> row_scales;   ///< one per input row on its dot product (router weight on
+                                       ///< the input, scale of a token), or empty
   ScaledMatrix bias;                   ///< 1 x N, or absent
-  std::span<const float> row_factors;  ///< one factor per input row on its dot product (router
-                                       ///< weight on the input), or empty
+  std::span<const float> row_weights;  ///< one per input row on its dot product plus bias, or empty
   const float* residual = nullptr;     ///< [rows, N] added in the same rounding, or null
   std::int64_t residual_stride = 0;
   Format output = Format::f32;  ///< f32, bf16 or f16; the result comes back widened to f32
@@ -41,10 +43,11 @@ struct GemmStatistics {
   GemmStatistics& operator+=(const GemmStatistics& other);
 };
 
-/// out[i * out_stride + n] = RN( factor_i * dot(x_i, w_n) + bias_n + residual_in ), one rounding of
-/// the exact value, where the operands are the exact values of their codes and all their scales. An
-/// exactly zero result is +0. If an operand of a dot is NaN or infinite, the class of the result is
-/// that of the IEEE sum: NaN (0x7FC00000), +inf or -inf, in any order.
+/// out[i * out_stride + n] = RN( weight_i * (factor * scale_i * dot(x_i, w_n) + bias_n) +
+/// residual_in
+/// ), one rounding of the exact value, where the operands are the exact values of their codes and
+/// all their scales. An exactly zero result is +0. If an operand of a dot is NaN or infinite, the
+/// class of the result is that of the IEEE sum: NaN (0x7FC00000), +inf or -inf, in any order.
 ///
 /// Inside a segment of K (one f32 scale) the products are summed in f64. The window proof (sum |a|
 /// * max |w| <= 2^53 * lowest bit of a * lowest bit of w) makes that sum exact in any order. Where

@@ -72,7 +72,7 @@ ExpertRows run_expert(const Expert& expert, const ActivationParameters& activati
   const std::int64_t width = expert.up.rows;
   ExpertRows result;
   GemmEpilogue epilogue;
-  epilogue.row_factors = input_factors;
+  epilogue.row_scales = input_factors;
   const auto first_gemm = [&](const ScaledMatrix& weight, const ScaledMatrix& bias) {
     std::vector<float> out(to_size(x.count() * width));
     epilogue.bias = bias;

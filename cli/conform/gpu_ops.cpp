@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "cli/conform/ops.hpp"
 #include "cli/conform/sha256.hpp"
 #include "engine/gpu_activation.hpp"
+#include "engine/kernel_rounding.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
 #include "quant/gpu/functions.hpp"
@@ -191,7 +193,116 @@ OpResult moe_activation(const GoldenCase& golden) {
   return result;
 }
 
+/// One of the activations of SGLang's fused MoE: the f32 value and what the kernel stores.
+struct SglangActivation {
+  std::string_view form;
+  float (*value)(float gate, float up, const gpu::ActivationParameters& parameters);
+  bool rounds_silu = false;  ///< the kernel rounds silu to bf16 before it multiplies
+};
+
+constexpr std::array kSglangActivations{
+    SglangActivation{"silu_sgl90",
+                     [](float g, float u, const gpu::ActivationParameters&) {
+                       return gpu::silu_and_mul_fast(g, u);
+                     }},
+    SglangActivation{"silu_sgl100",
+                     [](float g, float u, const gpu::ActivationParameters&) {
+                       return gpu::silu_and_mul_precise(g, u);
+                     }},
+    SglangActivation{"silu_triton",
+                     [](float g, float u, const gpu::ActivationParameters&) {
+                       return gpu::mul(gpu::silu_triton(g), u);
+                     },
+                     true},
+    SglangActivation{"silu_clamp_after",
+                     [](float g, float u, const gpu::ActivationParameters& parameters) {
+                       return gpu::silu_clamp_after_compiled(g, u, parameters.limit);
+                     }},
+    SglangActivation{"gptoss", gpu::gptoss_compiled},
+};
+
+struct SglangCase {
+  const SglangActivation* activation;
+  gpu::ActivationParameters parameters;
+  std::vector<double> gates;
+  std::vector<double> ups;
+};
+
+/// params: form, alpha, limit. in: gate, up.
+SglangCase sglang_case(const GoldenCase& golden) {
+  const std::string form = golden.text_param("form").value_or("");
+  const auto found =
+      std::find_if(kSglangActivations.begin(), kSglangActivations.end(),
+                   [&](const SglangActivation& entry) { return entry.form == form; });
+  if (found == kSglangActivations.end()) {
+    fail(golden.subject("params.form"),
+         "is '{}'; known: silu_sgl90, silu_sgl100, silu_triton, silu_clamp_after, gptoss", form);
+  }
+  SglangCase result{&*found, {}, to_doubles(golden.input("gate")), to_doubles(golden.input("up"))};
+  if (result.gates.size() != result.ups.size()) {
+    fail(golden.subject("in.up"), "has {} numbers, in.gate {}", result.ups.size(),
+         result.gates.size());
+  }
+  if (form == "gptoss") {
+    result.parameters.alpha = static_cast<float>(golden.number_param("alpha"));
+    result.parameters.beta = 1.0f;
+  }
+  if (form == "gptoss" || form == "silu_clamp_after") {
+    result.parameters.limit = static_cast<float>(golden.number_param("limit"));
+  }
+  return result;
+}
+
+/// The f32 values, and the hash over all 65536 bf16 gates with the one up value of the case.
+OpResult activation_table(const GoldenCase& golden) {
+  const SglangCase given = sglang_case(golden);
+  std::vector<std::uint32_t> values;
+  for (std::size_t i = 0; i < given.gates.size(); ++i) {
+    values.push_back(gpu::bits_of(given.activation->value(
+        static_cast<float>(given.gates[i]), static_cast<float>(given.ups[i]), given.parameters)));
+  }
+  OpResult result;
+  result.outputs.emplace(
+      "y", make_tensor<std::uint32_t>("y", DType::f32, golden.input("gate").shape, values));
+  const std::optional<std::string> stored = golden.text_param("sha256_all_65536");
+  const bool one_up = std::adjacent_find(given.ups.begin(), given.ups.end(),
+                                         std::not_equal_to<>()) == given.ups.end();
+  if (!stored || !one_up || given.ups.empty()) return result;
+  std::vector<std::uint32_t> all;
+  for (std::uint32_t gate = 0; gate < 65536; ++gate) {
+    all.push_back(gpu::bits_of(given.activation->value(
+        gpu::from_bits(gate << 16), static_cast<float>(given.ups.front()), given.parameters)));
+  }
+  Sha256 hash;
+  hash.update(std::as_bytes(std::span(all)));
+  const std::string computed = hash.hex_digest();
+  result.statements.push_back(
+      statement("params.sha256_all_65536", "sha256", *stored == computed, computed));
+  return result;
+}
+
+/// What the kernel stores, in bf16.
+OpResult activation_rows(const GoldenCase& golden) {
+  const SglangCase given = sglang_case(golden);
+  std::vector<std::uint16_t> codes;
+  for (std::size_t i = 0; i < given.gates.size(); ++i) {
+    const auto gate = static_cast<float>(given.gates[i]);
+    const auto up = static_cast<float>(given.ups[i]);
+    const float value = given.activation->rounds_silu
+                            ? gpu::mul(kernel_rounded(Format::bf16, gpu::silu_triton(gate)), up)
+                            : given.activation->value(gate, up, given.parameters);
+    codes.push_back(
+        static_cast<std::uint16_t>(gpu::bits_of(kernel_rounded(Format::bf16, value)) >> 16));
+  }
+  OpResult result;
+  result.outputs.emplace(
+      "y", make_tensor<std::uint16_t>("y", DType::bf16, golden.input("gate").shape, codes));
+  return result;
+}
+
 constexpr std::array kOperations{
+    NamedOperation{"bf16_activation_table", activation_table},
+    NamedOperation{"bf16_activation", activation_rows},
     NamedOperation{"flashinfer_moe_activation", moe_activation},
     NamedOperation{"rcp_approx_ftz_f32", unary<gpu::rcp_approx_ftz>},
     NamedOperation{"rcp_approx_f32", unary<gpu::rcp_approx>},

@@ -83,7 +83,7 @@ TEST_P(GemmPairs, RoundsTheExactValueOnce) {
   const OwnedMatrix bias = random_matrix(Scheme::bf16, Spread::tame, 1, 19, random);
   epilogue.bias = bias.matrix;
   const std::vector<float> factors{0.3f, -1.7f, 1.0f};
-  epilogue.row_factors = factors;
+  epilogue.row_scales = factors;
   expect_exact(x.matrix, w.matrix, epilogue, bias.matrix, factors, {});
 
   std::vector<float> residual(3 * 19);
@@ -242,7 +242,7 @@ TEST(Gemm, CountsInfiniteFactorsProductByProduct) {
   const float inf = std::numeric_limits<float>::infinity();
   const std::vector<float> factors{inf};
   GemmEpilogue epilogue;
-  epilogue.row_factors = factors;
+  epilogue.row_scales = factors;
   const float w[] = {1.0f, 1.0f, 1.0f};
   for (const auto& row : {std::array{1e30f, 1.0f, -1e30f}, std::array{1e30f, -1e30f, 1.0f}}) {
     const std::vector<float> out =

@@ -1,0 +1,119 @@
+#include "engine/layer_gemm.hpp"
+
+#include <cmath>
+#include <optional>
+
+#include "engine/exact/rounding.hpp"
+#include "engine/kernel_rounding.hpp"
+#include "quant/dequantize.hpp"
+#include "quant/gpu/functions.hpp"
+
+namespace moeref {
+namespace {
+
+/// The f32 operations of a kernel's epilogue, with or without flush.
+struct Epilogue {
+  bool flushes;
+  float times(float a, float b) const { return flushes ? gpu::mul_ftz(a, b) : gpu::mul(a, b); }
+  float plus(float a, float b) const {
+    return flushes ? gpu::add_ftz(a, b) : gpu::canonical(a + b);
+  }
+  float fused(float a, float b, float c) const {
+    return flushes ? gpu::fma_ftz(a, b, c) : gpu::fma(a, b, c);
+  }
+};
+
+/// Without the scales that the expert's number already holds.
+ScaledMatrix bare(ScaledMatrix matrix, bool whole_scale) {
+  matrix.global_rule = GlobalScaleRule::none;
+  matrix.global_scale = 1.0f;
+  if (whole_scale) matrix.scales = std::nullopt;
+  return matrix;
+}
+
+/// The scale of a row (or of the whole matrix) as the epilogue multiplies it.
+float whole_row_scale(const ScaledMatrix& matrix, std::int64_t row) {
+  const float block = matrix.scales ? scale_at(matrix, row, 0) : 1.0f;
+  if (matrix.global_rule != GlobalScaleRule::multiply) return block;
+  return matrix.scales ? gpu::mul(block, matrix.global_scale) : matrix.global_scale;
+}
+
+std::variant<GemmInput, accumulate::MainloopInput> read_input(const GemmNumerics& numerics,
+                                                              NumericsLevel level,
+                                                              const ScaledMatrix& x,
+                                                              std::span<const std::int64_t> rows) {
+  if (level == NumericsLevel::replay) return accumulate::mainloop_input(numerics.mainloop, x, rows);
+  return GemmInput(x, rows);
+}
+
+}  // namespace
+
+LayerGemm::LayerGemm(const GemmNumerics& numerics, NumericsLevel level, const ScaledMatrix& x,
+                     std::span<const std::int64_t> rows, bool whole_scale)
+    : numerics_(numerics),
+      x_(numerics.factor == SumFactor::expert ? bare(x, whole_scale) : x),
+      rows_(rows.begin(), rows.end()),
+      input_(read_input(numerics, level, x_, rows)) {}
+
+void LayerGemm::run(const ScaledMatrix& weight, const GemmArguments& arguments, float* out,
+                    std::int64_t stride, int threads, GemmStatistics* statistics) const {
+  const ScaledMatrix used =
+      numerics_.factor == SumFactor::expert ? bare(weight, /*whole_scale=*/false) : weight;
+  if (std::holds_alternative<GemmInput>(input_)) {
+    run_exact(used, arguments, out, stride, threads, statistics);
+  } else {
+    run_replay(used, arguments, out, stride, threads);
+  }
+}
+
+void LayerGemm::run_exact(const ScaledMatrix& weight, const GemmArguments& arguments, float* out,
+                          std::int64_t stride, int threads, GemmStatistics* statistics) const {
+  GemmEpilogue epilogue;
+  epilogue.output = numerics_.output;
+  epilogue.row_scales = arguments.row_scales;
+  if (numerics_.factor == SumFactor::expert) epilogue.factor = arguments.factor;
+  if (numerics_.bias != GemmBias::none) epilogue.bias = arguments.bias;
+  if (numerics_.weighs) epilogue.row_weights = arguments.row_weights;
+  gemm(std::get<GemmInput>(input_), weight, epilogue, out, stride, threads, statistics);
+}
+
+void LayerGemm::run_replay(const ScaledMatrix& weight, const GemmArguments& arguments, float* out,
+                           std::int64_t stride, int threads) const {
+  accumulate::run_mainloop(numerics_.mainloop, std::get<accumulate::MainloopInput>(input_), weight,
+                           out, stride, threads);
+  const Epilogue op{numerics_.flushes};
+  std::vector<float> column_scales;
+  if (numerics_.factor == SumFactor::row_times_column) {
+    for (std::int64_t n = 0; n < weight.rows; ++n) {
+      column_scales.push_back(whole_row_scale(weight, n));
+    }
+  }
+  std::vector<float> biases(static_cast<std::size_t>(weight.rows), 0.0f);
+  const bool has_bias = numerics_.bias != GemmBias::none && arguments.bias;
+  for (std::int64_t n = 0; has_bias && n < weight.rows; ++n) {
+    biases[static_cast<std::size_t>(n)] = static_cast<float>(element_at(arguments.bias, 0, n));
+  }
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    const float row_scale =
+        numerics_.factor == SumFactor::row_times_column ? whole_row_scale(x_, rows_[i]) : 1.0f;
+    for (std::int64_t n = 0; n < weight.rows; ++n) {
+      float& value = out[static_cast<std::int64_t>(i) * stride + n];
+      const float bias = biases[static_cast<std::size_t>(n)];
+      if (numerics_.bias == GemmBias::fused) {
+        value = op.fused(arguments.factor, value, bias);
+      } else if (numerics_.factor == SumFactor::expert) {
+        value = op.times(arguments.factor, value);
+      } else if (numerics_.factor == SumFactor::row_times_column) {
+        value = op.times(value, op.times(row_scale, column_scales[static_cast<std::size_t>(n)]));
+      }
+      if (numerics_.bias == GemmBias::added && has_bias) value = op.plus(value, bias);
+      if (numerics_.weighs && !arguments.row_weights.empty()) {
+        value = op.times(arguments.row_weights[i], value);
+      }
+      if (numerics_.clears_minus_zero) value = op.plus(value, 0.0f);
+      value = kernel_rounded(numerics_.output, value);
+    }
+  }
+}
+
+}  // namespace moeref
