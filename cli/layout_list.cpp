@@ -38,14 +38,18 @@ std::string value_text(const OptionInfo& option) {
   return fmt::format("{}", fmt::join(option.values, " | "));
 }
 
-json to_json(const Backend& backend) {
+json to_json(std::span<const OptionInfo> all) {
   json options = json::array();
-  for (const OptionInfo& option : backend.options) {
+  for (const OptionInfo& option : all) {
     options.push_back({{"name", option.name},
                        {"values", option.values},
                        {"default", option.default_value()},
                        {"summary", option.summary}});
   }
+  return options;
+}
+
+json to_json(const Backend& backend) {
   json rules = json::array();
   for (const AlignmentRule& rule : backend.rules) {
     rules.push_back({{"size", rule.size},
@@ -53,8 +57,14 @@ json to_json(const Backend& backend) {
                      {"when", rule.when},
                      {"reason", rule.reason}});
   }
-  return {{"name", backend.name},       {"family", backend.family}, {"summary", backend.summary},
-          {"formats", backend.formats}, {"options", options},       {"rules", rules}};
+  return {{"name", backend.name},
+          {"family", backend.family},
+          {"summary", backend.summary},
+          {"formats", backend.formats},
+          {"options", to_json(backend.options)},
+          {"rules", rules},
+          {"kernel_options", to_json(backend.kernel_options)},
+          {"replay", {{"evidence", name(backend.replay.evidence)}, {"note", backend.replay.note}}}};
 }
 
 void print_table() {
@@ -250,16 +260,18 @@ std::vector<Sample> samples_of(const Backend& backend, const Options& options,
   return samples;
 }
 
-void print_options(const Backend& backend) {
+void print_option(const OptionInfo& option) {
   constexpr std::size_t kIndent = 28;
+  fmt::print(
+      "    {:23} {}\n{:28}{}\n", option.name,
+      wrapped(fmt::format("{} (default {})", value_text(option), option.default_value()), kIndent),
+      "", wrapped(std::string(option.summary), kIndent));
+}
+
+void print_options(const Backend& backend) {
   constexpr std::size_t kRule = 35;
   if (!backend.options.empty()) fmt::print("\nOptions (the first value is the default)\n");
-  for (const OptionInfo& option : backend.options) {
-    fmt::print("    {:23} {}\n{:28}{}\n", option.name,
-               wrapped(fmt::format("{} (default {})", value_text(option), option.default_value()),
-                       kIndent),
-               "", wrapped(std::string(option.summary), kIndent));
-  }
+  for (const OptionInfo& option : backend.options) print_option(option);
   if (!backend.rules.empty()) fmt::print("\nRules\n");
   for (const AlignmentRule& rule : backend.rules) {
     const std::string text = rule_text(rule);
@@ -268,24 +280,74 @@ void print_options(const Backend& backend) {
   }
 }
 
-/// What becomes of the activations under these options.
-void print_quantizers(const Backend& backend, const Options& options) {
-  fmt::print("\nActivations\n");
-  const std::vector<QuantizerUse> uses = quantizers_for(backend, options);
-  if (uses.empty()) {
-    fmt::print("    {}\n", backend.quantizers.empty() ? "16 bits, as they are"
-                                                      : "no quantizer is known for these options");
-  }
-  for (const QuantizerUse& use : uses) {
-    fmt::print("    {:23} {}{}{}{}{}\n", use.stage, use.quantizer, use.options.empty() ? "" : " ",
-               fmt::join(use.options, " "), use.scale.empty() ? "" : ", scale ", use.scale);
+/// The numerics of a gated layer without parameters under these options; nothing if there are none.
+std::optional<Numerics> usual_numerics(const Backend& backend, const Options& options,
+                                       std::string& refusal) {
+  NumericsRequest request;
+  request.shape.hidden = request.shape.intermediate = request.shape.stride = 1024;
+  request.shape.experts = request.shape.total_experts = 8;
+  request.options = options;
+  request.kernel = parse_kernel_options(backend, {});
+  request.tokens = 64;
+  request.top_k = 2;
+  request.static_scales = true;
+  try {
+    return numerics_for(backend, request);
+  } catch (const Error& refused) {
+    refusal = refused.what();
+    return std::nullopt;
   }
 }
 
-json to_json(const QuantizerUse& use) {
-  json entry{{"stage", use.stage}, {"quantizer", use.quantizer}, {"options", use.options}};
+void print_quantizer(std::string_view stage, const ActivationQuantizer& quantizer) {
+  if (!quantizer) return;
+  fmt::print("    {:23} {}{}{}{}{}\n", stage, quantizer.quantizer,
+             quantizer.options.empty() ? "" : " ", fmt::join(quantizer.options, " "),
+             quantizer.scale.empty()   ? ""
+             : quantizer.inverts_scale ? ", scale 1 / "
+                                       : ", scale ",
+             quantizer.scale);
+}
+
+/// What becomes of the activations under these options.
+void print_quantizers(const Backend& backend, const Options& options) {
+  fmt::print("\nActivations\n");
+  std::string refusal;
+  const std::optional<Numerics> numerics = usual_numerics(backend, options, refusal);
+  if (!numerics) {
+    fmt::print("    {}\n", wrapped(refusal, 4));
+    return;
+  }
+  if (!numerics->input && !numerics->intermediate) fmt::print("    16 bits, as they are\n");
+  print_quantizer("input", numerics->input);
+  print_quantizer("output of GEMM1", numerics->gemm1_output);
+  print_quantizer("intermediate", numerics->intermediate);
+}
+
+void print_kernel_options(const Backend& backend) {
+  if (backend.kernel_options.empty()) return;
+  fmt::print("\nKernel (--kernel of golden and run; the first value is the default)\n");
+  for (const OptionInfo& option : backend.kernel_options) print_option(option);
+}
+
+json quantizer_json(std::string_view stage, const ActivationQuantizer& use) {
+  json entry{{"stage", stage}, {"quantizer", use.quantizer}, {"options", use.options}};
   if (!use.scale.empty()) entry["scale"] = use.scale;
+  if (use.inverts_scale) entry["inverts_scale"] = true;
   return entry;
+}
+
+json activations_json(const Backend& backend, const Options& options) {
+  json report = json::array();
+  std::string refusal;
+  const std::optional<Numerics> numerics = usual_numerics(backend, options, refusal);
+  if (!numerics) return report;
+  if (numerics->input) report.push_back(quantizer_json("input", numerics->input));
+  if (numerics->gemm1_output) report.push_back(quantizer_json("gemm1", numerics->gemm1_output));
+  if (numerics->intermediate) {
+    report.push_back(quantizer_json("intermediate", numerics->intermediate));
+  }
+  return report;
 }
 
 /// Samples of the same steps, told once.
@@ -348,10 +410,7 @@ void list_backend(const std::string& name, const std::vector<std::string>& optio
   const std::vector<Sample> samples = samples_of(backend, options, refusals);
   if (global.json) {
     json report = to_json(backend);
-    report["activations"] = json::array();
-    for (const QuantizerUse& use : quantizers_for(backend, options)) {
-      report["activations"].push_back(to_json(use));
-    }
+    report["activations"] = activations_json(backend, options);
     report["recipes"] = json::array();
     for (const Sample& sample : samples) report["recipes"].push_back(recipe_to_json(sample));
     report["refused"] = refusals;
@@ -362,6 +421,7 @@ void list_backend(const std::string& name, const std::vector<std::string>& optio
              wrapped(std::string(backend.summary), 2), fmt::join(backend.formats, ", "));
   print_options(backend);
   print_quantizers(backend, options);
+  print_kernel_options(backend);
   print_samples(samples);
   for (const std::string& refusal : refusals) {
     fmt::print("\nnot taken: {}\n", wrapped(refusal, 2));

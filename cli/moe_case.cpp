@@ -63,8 +63,9 @@ std::vector<Tensor> output_tensors(const MoeLayer& layer, const ComputedCase& co
                                          {route.tokens, route.top_k}, route.weights));
   }
   for (const Stage& stage : computed.result.stages) {
-    tensors.push_back(
-        make_tensor<float>("out." + stage.name, DType::f32, stage.shape, stage.values));
+    Tensor tensor = stage.tensor;
+    tensor.name = "out." + stage.name;
+    tensors.push_back(std::move(tensor));
   }
   tensors.push_back(output_tensor("out.final", options.output, {route.tokens, layer.hidden},
                                   computed.result.output));

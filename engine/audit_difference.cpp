@@ -190,14 +190,16 @@ std::string first_wrong_stage(const ForwardResult& kernel_run, const ForwardResu
   for (std::size_t s = 0; s < meant_run.stages.size(); ++s) {
     const Stage& right = meant_run.stages[s];
     const Stage& seen = kernel_run.stages[s];
-    const std::int64_t width = right.shape.back();
-    const std::int64_t kernel_width = seen.shape.back();
-    const auto rows = static_cast<std::int64_t>(right.values.size()) / width;
+    const std::vector<float> right_values = right.values();
+    const std::vector<float> seen_values = seen.values();
+    const std::int64_t width = right.tensor.shape.back();
+    const std::int64_t kernel_width = seen.tensor.shape.back();
+    const auto rows = std::ssize(right_values) / width;
     for (std::int64_t row = 0; row < rows; ++row) {
       for (std::int64_t col = 0; col < width; ++col) {
         const std::int64_t other = kernel_column(right.name, col, kernel, meant);
-        const float is = seen.values[to_size(row * kernel_width + other)];
-        const float must = right.values[to_size(row * width + col)];
+        const float is = seen_values[to_size(row * kernel_width + other)];
+        const float must = right_values[to_size(row * width + col)];
         if (std::bit_cast<std::uint32_t>(is) == std::bit_cast<std::uint32_t>(must)) continue;
         return fmt::format(
             "all weights and biases are right, {} of expert {}, column {}, is {}, "

@@ -59,10 +59,19 @@ void LayerGemm::run(const ScaledMatrix& weight, const GemmArguments& arguments, 
                     std::int64_t stride, int threads, GemmStatistics* statistics) const {
   const ScaledMatrix used =
       numerics_.factor == SumFactor::expert ? bare(weight, /*whole_scale=*/false) : weight;
+  GemmArguments first = arguments;
+  if (numerics_.rounds_before_weight) first.row_weights = {};
   if (std::holds_alternative<GemmInput>(input_)) {
-    run_exact(used, arguments, out, stride, threads, statistics);
+    run_exact(used, first, out, stride, threads, statistics);
   } else {
-    run_replay(used, arguments, out, stride, threads);
+    run_replay(used, first, out, stride, threads);
+  }
+  if (!numerics_.rounds_before_weight || arguments.row_weights.empty()) return;
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    for (std::int64_t n = 0; n < weight.rows; ++n) {
+      float& value = out[static_cast<std::int64_t>(i) * stride + n];
+      value = kernel_rounded(numerics_.output, gpu::mul(value, arguments.row_weights[i]));
+    }
   }
 }
 
@@ -73,7 +82,7 @@ void LayerGemm::run_exact(const ScaledMatrix& weight, const GemmArguments& argum
   epilogue.row_scales = arguments.row_scales;
   if (numerics_.factor == SumFactor::expert) epilogue.factor = arguments.factor;
   if (numerics_.bias != GemmBias::none) epilogue.bias = arguments.bias;
-  if (numerics_.weighs) epilogue.row_weights = arguments.row_weights;
+  epilogue.row_weights = arguments.row_weights;
   gemm(std::get<GemmInput>(input_), weight, epilogue, out, stride, threads, statistics);
 }
 
@@ -107,7 +116,7 @@ void LayerGemm::run_replay(const ScaledMatrix& weight, const GemmArguments& argu
         value = op.times(value, op.times(row_scale, column_scales[static_cast<std::size_t>(n)]));
       }
       if (numerics_.bias == GemmBias::added && has_bias) value = op.plus(value, bias);
-      if (numerics_.weighs && !arguments.row_weights.empty()) {
+      if (!arguments.row_weights.empty()) {
         value = op.times(arguments.row_weights[i], value);
       }
       if (numerics_.clears_minus_zero) value = op.plus(value, 0.0f);

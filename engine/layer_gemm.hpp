@@ -16,7 +16,7 @@ struct GemmArguments {
   float factor = 1.0f;                 ///< SumFactor::expert: the expert's number
   ScaledMatrix bias;                   ///< 1 x N, or absent
   std::span<const float> row_scales;   ///< on the dot products, before the bias; or empty
-  std::span<const float> row_weights;  ///< router weights, if the GEMM weighs; or empty
+  std::span<const float> row_weights;  ///< on the result with bias (router weights); or empty
 };
 
 /// Some rows of the left operand, decoded once for the GEMMs of an expert as its numerics want.

@@ -9,17 +9,17 @@
 
 #include "engine/gemm.hpp"
 #include "engine/routing.hpp"
+#include "layout/kernel_view.hpp"
 #include "quant/moe_layer.hpp"
+#include "quant/numerics.hpp"
+#include "quant/tensor.hpp"
 
 namespace moeref {
 
-/// Where the router weight of a slot enters: on the expert's output (all families here), or on its
-/// input (Llama 4, apply_router_weight_on_input), then the combine adds the outputs as they are.
-enum class RouterWeightPoint : std::uint8_t { output, input };
-
 struct ForwardOptions {
-  Format output = Format::bf16;  ///< f32, bf16 or f16
-  RouterWeightPoint weight_point = RouterWeightPoint::output;
+  Format output = Format::bf16;                     ///< f32, bf16 or f16
+  WeightPoint weight_point = WeightPoint::combine;  ///< reference: combine, or input (Llama 4,
+                                                    ///< apply_router_weight_on_input)
   float routed_scaling =
       1.0f;  ///< on the sum of the routed experts, for models that do not fold it into the weights
   bool keep_stages = false;
@@ -28,11 +28,12 @@ struct ForwardOptions {
       progress;  ///< called between experts; may be empty
 };
 
-/// One named intermediate result, row-major f32. Rows of slots without a local expert are 0.
+/// One intermediate result in the type in which it is stored.
 struct Stage {
   std::string name;
-  Shape shape;
-  std::vector<float> values;
+  Tensor tensor;
+
+  std::vector<float> values() const;  ///< of f32, bf16 and f16
 };
 
 struct ForwardResult {
@@ -51,14 +52,25 @@ Route route_tokens(const MoeLayer& layer, const ScaledMatrix& hidden,
                    std::span<const std::int64_t> token_ids, int threads,
                    std::vector<float>* logits = nullptr);
 
-/// The whole layer with `reference` numerics: every stage is one rounding of the exact result of
-/// its inputs.
-///   hidden [tokens, hidden]   route [tokens, top_k], global expert ids; slots of experts that
-///   `layer` does not own give 0 stages: fc1 [tokens, latent] (latent models); gemm1 [tokens,
-///   top_k, 2 I] gate then up ([.., I] non-gated), act [tokens, top_k, I], gemm2 [tokens, top_k,
-///   width]; shared_gemm1, shared_act, shared_gemm2 [tokens, ..]; combine [tokens, latent] (latent
-///   models)
-/// Error: shapes that disagree, ids out of range.
+/// The rounding points of `reference`: f32 after each stage, the output type at the end.
+Numerics reference_numerics(const ForwardOptions& options);
+
+/// The whole layer as `numerics` describes it.
+///   hidden [tokens, hidden]   route [tokens, top_k], global expert ids; slots of experts that the
+///   layer does not own give 0
+/// Stages, each in its stored type: fc1 [tokens, latent] (latent models); a1_q, a1_s (what the
+/// input quantizer makes) [tokens, ..]; gemm1 [tokens, top_k, 2 I] in the order of
+/// KernelLayer::order ([.., I] non-gated); act [tokens, top_k, I]; a2_q, a2_s; gemm2 [tokens,
+/// top_k, width]; shared_gemm1, shared_act, shared_gemm2 [tokens, ..]; combine [tokens, width]
+/// (latent models, or where a shared expert is added to it). RowOrder::by_expert: [rows, ..] of the
+/// local slots instead of [tokens, top_k, ..]. The shared expert and latent projections, which
+/// other kernels compute, take the level `backend` where the layer is replayed. Error: shapes that
+/// disagree, ids out of range, hidden states of another type than the kernels take.
+ForwardResult forward(const KernelLayer& kernel, const ScaledMatrix& hidden, const Route& route,
+                      const Numerics& numerics, NumericsLevel level, const ForwardOptions& options);
+
+/// The whole logical layer with `reference` numerics: every stage is one rounding of the exact
+/// result of its inputs.
 ForwardResult forward(const MoeLayer& layer, const ScaledMatrix& hidden, const Route& route,
                       const ForwardOptions& options);
 

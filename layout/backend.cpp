@@ -132,19 +132,27 @@ std::vector<AlignmentRule> rules_for(const Backend& backend, const Options& opti
   return rules;
 }
 
-std::vector<QuantizerUse> quantizers_for(const Backend& backend, const Options& options) {
-  std::vector<QuantizerUse> uses;
-  for (const QuantizerUse& use : backend.quantizers) {
-    const std::vector<std::string_view> words = words_of(use.when);
-    const bool chosen = std::all_of(words.begin(), words.end(), [&](std::string_view word) {
-      const std::optional<Choice> choice = choice_of(backend, word);
-      if (!choice)
-        fail(backend.name, "has a quantizer when '{}', which is no option's value", word);
-      return choice->holds(options);
-    });
-    if (chosen) uses.push_back(use);
+bool NumericsRequest::parametric() const {
+  const auto differs = [](float one, const std::vector<float>& each, float usual) {
+    return each.empty() ? one != usual
+                        : std::any_of(each.begin(), each.end(),
+                                      [usual](float value) { return value != usual; });
+  };
+  return activation.form == ActivationForm::swiglu &&
+         (differs(activation.alpha, activation.alphas, 1.0f) ||
+          differs(activation.beta, activation.betas, 0.0f) ||
+          differs(activation.limit, activation.limits, kNoLimit));
+}
+
+Options parse_kernel_options(const Backend& backend, std::span<const std::string> texts) {
+  return parse_options(fmt::format("{} --kernel", backend.name), backend.kernel_options, texts);
+}
+
+Numerics numerics_for(const Backend& backend, const NumericsRequest& request) {
+  if (request.level == NumericsLevel::replay && backend.replay.evidence == ReplayEvidence::none) {
+    fail(backend.name, "cannot be replayed: {}; take --numerics backend", backend.replay.note);
   }
-  return uses;
+  return backend.numerics(request);
 }
 
 bool applies(const AlignmentRule& rule, const LayerShape& shape) {

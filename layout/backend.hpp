@@ -104,7 +104,25 @@ struct AlignmentRule {
   std::string_view reason;  ///< who needs it, and what helps: "FlashInfer binding: 128-bit loads"
 };
 
-/// A weight-preparation pipeline. One file in layout/backends/, one line in backends.inc.
+/// What the numerics of a backend depend on beside the backend.
+struct NumericsRequest {
+  LayerShape shape;  ///< of the rank
+  Options options;   ///< of the backend
+  Options kernel;    ///< of its kernels: tiles, builds, versions
+  std::int64_t tokens = 0;
+  std::int64_t top_k = 0;
+  float routed_scaling = 1.0f;
+  Activation activation;       ///< of the routed experts
+  bool static_scales = false;  ///< the checkpoint has calibrated activation scales
+  bool weighs_input = false;   ///< router weights on the experts' input
+  NumericsLevel level = NumericsLevel::backend;
+
+  /// Whether alpha, beta or a limit of the activation is not that of SiLU.
+  bool parametric() const;
+};
+
+/// A weight-preparation pipeline and the kernels that take what it prepares. One file in
+/// layout/backends/, one line in backends.inc.
 struct Backend {
   std::string_view name;
   std::string_view family;
@@ -114,13 +132,19 @@ struct Backend {
   /// kernel does not compute.
   std::vector<OptionInfo> options = {};
   std::vector<AlignmentRule> rules = {};
-  /// Empty: its kernels take 16-bit activations as they are.
-  std::vector<QuantizerUse> quantizers = {};
   /// How a tensor-parallel rank's part is cut; null = LoaderKind::even.
   Loader (*loader)(const LayerShape& whole, const Options& options) = nullptr;
   /// The steps for a loaded shape that fits `formats` and `rules` (those about padded sizes aside).
   /// Error: conditions that are no size's.
   Recipe (*recipe)(const LayerShape& shape, const Options& options) = nullptr;
+
+  /// What of the kernels decides bits beside the layer: tiles, builds, versions.
+  std::vector<OptionInfo> kernel_options = {};
+  /// Rounding points, and with level replay the sums and functions of the kernels.
+  /// Error (one line): a layer or kernel option that the kernels do not take; level replay where
+  /// this layer or option was not measured.
+  Numerics (*numerics)(const NumericsRequest& request) = nullptr;
+  ReplayStatus replay = {};
 };
 
 namespace backends {
@@ -139,8 +163,12 @@ Options parse_options(const Backend& backend, std::span<const std::string> texts
 /// The rules that these options leave; of `when` the words about the layer. Error: a size or word
 /// that the backend does not have.
 std::vector<AlignmentRule> rules_for(const Backend& backend, const Options& options);
-/// The quantizers that these options leave. Error: a word of `when` that is no option's value.
-std::vector<QuantizerUse> quantizers_for(const Backend& backend, const Options& options);
+/// The defaults of a backend's kernel options, overridden by "key=value" texts. Error: as
+/// parse_options.
+Options parse_kernel_options(const Backend& backend, std::span<const std::string> texts);
+/// The numerics of a backend. Error: what Backend::numerics says; level replay of a backend that
+/// has none (says why, and names --numerics backend).
+Numerics numerics_for(const Backend& backend, const NumericsRequest& request);
 /// Whether a rule of rules_for is one for this layer.
 bool applies(const AlignmentRule& rule, const LayerShape& shape);
 /// Checks format and alignment rules and gives the steps. Error: one line with the rule.

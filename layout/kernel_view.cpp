@@ -187,6 +187,19 @@ void check_reading(const PreparedLayer& prepared) {
   }
 }
 
+/// The order of gate and up among the columns that the kernel's GEMM1 writes.
+GateOrder gemm1_order(const PreparedLayer& prepared) {
+  const std::int64_t number = tensor_of(prepared, Slot::w13);
+  if (number >= 0) {
+    const TensorRecipe& recipe = prepared.recipe.tensors[to_size(number)];
+    for (std::size_t i = recipe.steps.size() - recipe.kernel_steps; i < recipe.steps.size(); ++i) {
+      const auto* interleave = std::get_if<InterleaveHalves>(&recipe.steps[i]);
+      if (interleave != nullptr && interleave->block == 1) return GateOrder::interleaved;
+    }
+  }
+  return prepared.recipe.kernel.order;
+}
+
 }  // namespace
 
 KernelFactor kernel_factor(const KernelReading& reading, const ScalarValues& scalars,
@@ -253,6 +266,56 @@ MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> mad
       read_dense_layer(prepared, slots, scalars, kernel.order, kernel.intermediate, kernel.hidden);
   if (prepared.source->shape.gated) read_activation(layer.activation, prepared, scalars);
   return layer;
+}
+
+KernelLayer unprepared_layer(const MoeLayer& layer) {
+  KernelLayer kernel;
+  kernel.layer = layer;
+  kernel.width = layer.expert_width();
+  kernel.order = layer.gated() ? GateOrder::gate_up : GateOrder::none;
+  return kernel;
+}
+
+KernelLayer prepared_kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made,
+                                  int threads) {
+  const KernelReading& reading = prepared.recipe.kernel;
+  KernelLayer kernel;
+  kernel.layer = kernel_layer(prepared, made, threads);
+  kernel.width = prepared.source->shape.hidden;
+  kernel.order = gemm1_order(prepared);
+  kernel.scalars = planned_scalars(prepared);
+  const auto factors = [&](const ScalarReader& reader) {
+    std::vector<float> values;
+    for (std::int64_t e = 0; reader && e < kernel.layer.local_experts(); ++e) {
+      values.push_back(reader(kernel.scalars, e));
+    }
+    return values;
+  };
+  kernel.gate_factors = factors(reading.gate_factor);
+  kernel.up_factors = factors(reading.up_factor);
+  kernel.down_factors = factors(reading.down_factor);
+  return kernel;
+}
+
+KernelLayer prepared_kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made,
+                                  const MoeLayer& logical, int threads) {
+  KernelLayer kernel = prepared_kernel_layer(prepared, made, threads);
+  MoeLayer& layer = kernel.layer;
+  if (logical.latent != 0) {
+    layer.latent = layer.hidden;
+    layer.hidden = logical.hidden;
+  }
+  layer.model_type = logical.model_type;
+  layer.layer = logical.layer;
+  layer.first_expert = logical.first_expert;
+  layer.total_experts = logical.expert_count();
+  layer.activation.form = logical.activation.form;
+  layer.shared = logical.shared;
+  layer.shared_activation = logical.shared_activation;
+  layer.latent_in = logical.latent_in;
+  layer.latent_out = logical.latent_out;
+  layer.storage.insert(layer.storage.end(), logical.storage.begin(), logical.storage.end());
+  return kernel;
 }
 
 MoeLayer recoded_layer(const PreparedLayer& prepared, const MoeLayer& loaded, int threads) {

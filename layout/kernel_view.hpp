@@ -18,6 +18,29 @@ namespace moeref {
 /// and up that differ.
 MoeLayer kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made, int threads = 1);
 
+/// A layer as a kernel takes it.
+struct KernelLayer {
+  /// Matrices with block scales and their whole factor. hidden (of latent layers: latent) and
+  /// intermediate have the kernel's padding.
+  MoeLayer layer;
+  std::int64_t width = 0;                ///< hidden (latent) without padding
+  GateOrder order = GateOrder::gate_up;  ///< of the columns that GEMM1 writes
+  std::vector<float> gate_factors;       ///< [local experts]: what the kernel multiplies the sums
+  std::vector<float> up_factors;         ///< by, activation scales included; empty = 1
+  std::vector<float> down_factors;
+  ScalarValues scalars;  ///< prepared numbers by name
+};
+
+/// The logical layer itself, with nothing prepared.
+KernelLayer unprepared_layer(const MoeLayer& layer);
+/// What the kernel reads of prepared weights (kernel_layer) with its factors and scalars.
+KernelLayer prepared_kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made,
+                                  int threads = 1);
+/// Together with router, shared expert, latent projections and activation of `logical`, the rank's
+/// own part of the layer.
+KernelLayer prepared_kernel_layer(const PreparedLayer& prepared, std::span<const Tensor> made,
+                                  const MoeLayer& logical, int threads = 1);
+
 /// The logical layer after the recodings alone: every Recode step of the recipe carried out on the
 /// loaded tensors, nothing moved or padded, scales, factors and a folded limit read as the kernel
 /// does. `loaded` is

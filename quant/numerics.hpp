@@ -12,16 +12,6 @@
 
 namespace moeref {
 
-/// Where a backend's kernels take numbers to codes: a quantizer by name.
-struct QuantizerUse {
-  std::string_view stage;      ///< "input" of GEMM1, "intermediate" between the GEMMs
-  std::string_view quantizer;  ///< of all_quantizers()
-  std::vector<std::string> options = {};
-  std::string_view scale = {};  ///< where the calibrated scale comes from, if it takes one
-  /// When: words of the backend's options, as AlignmentRule::when.
-  std::string_view when = {};
-};
-
 /// How far a result follows the kernel.
 enum class NumericsLevel : std::uint8_t {
   reference,  ///< one rounding to f32 after each stage, one to the output type at the end
@@ -48,8 +38,9 @@ enum class GemmBias : std::uint8_t {
 struct GemmNumerics {
   SumFactor factor = SumFactor::scales;
   GemmBias bias = GemmBias::added;
-  bool weighs = false;          ///< times the router weight of the slot, after the bias
   Format output = Format::f32;  ///< the one rounding at its end; f32, bf16 or f16
+  /// The router weight multiplies the rounded result, which is rounded again.
+  bool rounds_before_weight = false;
   // replay
   Mainloop mainloop;
   bool flushes = false;            ///< the factor, bias and weight operations are .ftz
@@ -82,14 +73,29 @@ struct ActivationNumerics {
   ActivationKernel kernel = ActivationKernel::plain;  ///< replay
 };
 
+/// Where the router weight of a slot enters.
+enum class WeightPoint : std::uint8_t {
+  combine,  ///< on the slot's output when the slots are added
+  input,    ///< on the sum of GEMM1, before its bias
+  gemm1,    ///< at the end of GEMM1's epilogue, after the bias
+  gemm2,    ///< at the end of GEMM2's
+};
+
 /// How the outputs of a token's slots become one row.
 enum class CombineForm : std::uint8_t {
-  exact,         ///< every weight, scaling and addition in one rounding
+  exact,         ///< every weight, bias, scaling and addition in one rounding
   weighted_fma,  ///< acc = fma(weight, y + bias2, acc) in slot order from +0
-  sum,           ///< y are weighed already: y_0 + y_1 + ... in slot order, times the scaling
+  sum,           ///< ((y_0 + y_1) + ...) in slot order; y are weighed already
   folded_sum,    ///< the same as a tree over the bits of the slot number
-  running,       ///< acc = round(acc + round(round(weight) y)) in the output type, slot order
-  atomic_add     ///< acc = round(acc + y) in the output type, in any order
+  running,       ///< acc = round(acc + round(weight y)) in the output type, in slot order from +0
+  atomic_add     ///< acc = round(acc + y) in the output type, in any order; two slots commute
+};
+
+/// Where the routed scaling factor enters.
+enum class ScalingPoint : std::uint8_t {
+  in_sum,       ///< on the sum, before its one rounding
+  after_sum,    ///< on the rounded sum, which is rounded again
+  with_shared,  ///< round(shared + scaling * routed), or on the rounded sum without a shared expert
 };
 
 struct CombineNumerics {
@@ -97,16 +103,11 @@ struct CombineNumerics {
   bool adds_bias = false;       ///< weighted_fma: the bias of GEMM2 per slot, in f32
   bool starts_at_zero = false;  ///< sum: +0 + y_0, so that all -0 give +0
   int fold_from = 0;  ///< folded_sum: bits fold_from - 1 .. 0, then the highest .. fold_from
-  bool rounds_before_scaling = false;  ///< the sum is rounded to the output type, then again
   bool flushes = false;
-  Format weight = Format::f32;  ///< router weights are rounded to it
-};
-
-/// How the routed experts' row and the shared expert's become the layer's output.
-enum class SharedPoint : std::uint8_t {
-  with_combine,  ///< in the one rounding of CombineForm::exact
-  added,         ///< round(routed + shared), both in the output type
-  scaled_add     ///< round(shared + scaling * routed)
+  ScalingPoint scaling = ScalingPoint::in_sum;
+  /// The shared expert is inside the one rounding of CombineForm::exact; else round(routed +
+  /// shared) of two rows in the output type.
+  bool joins_shared = false;
 };
 
 /// The order of rows in the stages between the GEMMs.
@@ -119,8 +120,9 @@ enum class RowOrder : std::uint8_t {
 struct ActivationQuantizer {
   std::string_view quantizer;  ///< of all_quantizers(); empty = none
   std::vector<std::string> options = {};
-  std::string_view scale =
-      {};  ///< the prepared scalar that it takes; one number, or one per expert
+  /// The prepared scalar that it takes: one number, or one per expert; empty = none.
+  std::string_view scale = {};
+  bool inverts_scale = false;  ///< it takes the reciprocal of that
   /// Its input is not a stage of its own: what it makes is the stage.
   bool fused = false;
 
@@ -132,11 +134,13 @@ struct Numerics {
   Format activations = Format::f32;  ///< type of hidden states that the kernels take; f32 = any
   ActivationQuantizer input;
   GemmNumerics gemm1;
+  ActivationQuantizer gemm1_output;  ///< what GEMM1 leaves is stored as codes
   ActivationNumerics activation;
   ActivationQuantizer intermediate;
   GemmNumerics gemm2;
+  WeightPoint router_weight = WeightPoint::combine;
+  Format weights = Format::f32;  ///< router weights are rounded to it
   CombineNumerics combine;
-  SharedPoint shared = SharedPoint::with_combine;
   RowOrder rows = RowOrder::slots;
 };
 

@@ -17,7 +17,7 @@ constexpr std::array kAreas{layout_trtllm_operations,   layout_nvidia_operations
                             layout_marlin_operations,   layout_triton_operations,
                             layout_deepgemm_operations, layout_amd_operations,
                             quantizer_operations,       gpu_operations,
-                            matrix_operations};
+                            matrix_operations,          forward_operations};
 
 std::vector<NamedOperation> collect() {
   std::vector<NamedOperation> all(kValueOperations.begin(), kValueOperations.end());

@@ -39,6 +39,7 @@ std::span<const NamedOperation> layout_amd_operations();
 std::span<const NamedOperation> quantizer_operations();
 std::span<const NamedOperation> gpu_operations();
 std::span<const NamedOperation> matrix_operations();
+std::span<const NamedOperation> forward_operations();
 
 /// f32, bf16 or f16 to codes. params: flavour, format, input, device. in: f32_bits, or range =
 /// [first, end) of the bit patterns of type `input`. out: "[<format>_]<policy>[_bits]".

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "layout/backends/aiter_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/swiglu_numbers.hpp"
 
 // Source: aiter@e4048607a5 ops/shuffle.py shuffle_weight_a16w4, shuffle_scale_a16w4,
@@ -71,6 +72,10 @@ const Backend aiter_a16w4{
               {"intermediate", kBlock, "", "a scale of w2 stands for 32 columns"}},
     .loader = loader,
     .recipe = recipe,
+    .kernel_options = {aiter::weight_option()},
+    .numerics =
+        [](const NumericsRequest& request) { return aiter::numerics(request, "aiter_a16w4", {}); },
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
 };
 
 }  // namespace moeref::backends

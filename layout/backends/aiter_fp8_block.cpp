@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "layout/backends/aiter_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 
 // Source: sglang layers/quantization/fp8.py Fp8MoEMethod.process_weights_after_loading_block_quant,
 // fused_moe_triton/layer.py _load_w13, model_loader/weight_utils.py
@@ -37,6 +38,12 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  const std::string elements =
+      request.options.is("device", "gfx942") ? "elements=e4m3fnuz" : "elements=e4m3";
+  return aiter::numerics(request, "aiter_fp8_block", by("aiter_hip_fp8_group", {elements}));
+}
+
 }  // namespace
 
 const Backend aiter_fp8_block{
@@ -46,13 +53,11 @@ const Backend aiter_fp8_block{
     .formats = {"fp8_block"},
     .options = {aiter::device_option()},
     .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
-    .quantizers =
-        {{"input", "aiter_hip_fp8_group", {"elements=e4m3fnuz"}, "", "device=gfx942"},
-         {"intermediate", "aiter_hip_fp8_group", {"elements=e4m3fnuz"}, "", "device=gfx942"},
-         {"input", "aiter_hip_fp8_group", {"elements=e4m3"}, "", "device=gfx950"},
-         {"intermediate", "aiter_hip_fp8_group", {"elements=e4m3"}, "", "device=gfx950"}},
     .loader = aiter::padded_to_128,
     .recipe = recipe,
+    .kernel_options = {aiter::weight_option()},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,4 +1,5 @@
 #include "layout/backends/aiter_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 
 // Source: sglang@02d5e1b5edc2 compressed_tensors_w8a8_fp8_moe.py process_weights_after_loading,
 // sglang@0fbab45d95da quark/schemes/quark_w8a8_fp8_moe.py
@@ -28,6 +29,12 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  const std::string elements =
+      request.options.is("device", "gfx942") ? "elements=e4m3fnuz" : "elements=e4m3";
+  return aiter::numerics(request, "aiter_fp8_channel", by("aiter_torch_fp8_token", {elements}));
+}
+
 }  // namespace
 
 const Backend aiter_fp8_channel{
@@ -37,13 +44,11 @@ const Backend aiter_fp8_channel{
     .formats = {"fp8_channel"},
     .options = {aiter::device_option()},
     .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
-    .quantizers =
-        {{"input", "aiter_torch_fp8_token", {"elements=e4m3fnuz"}, "", "device=gfx942"},
-         {"intermediate", "aiter_torch_fp8_token", {"elements=e4m3fnuz"}, "", "device=gfx942"},
-         {"input", "aiter_torch_fp8_token", {"elements=e4m3"}, "", "device=gfx950"},
-         {"intermediate", "aiter_torch_fp8_token", {"elements=e4m3"}, "", "device=gfx950"}},
     .loader = aiter::padded_to_128,
     .recipe = recipe,
+    .kernel_options = {aiter::weight_option()},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
 };
 
 }  // namespace moeref::backends

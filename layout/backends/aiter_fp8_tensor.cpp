@@ -1,5 +1,6 @@
 #include "layout/backends/aiter_parts.hpp"
 #include "layout/backends/misplaced_rows.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/recode/max_requantize.hpp"
 
@@ -78,6 +79,12 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  const std::string elements =
+      request.options.is("device", "gfx942") ? "elements=e4m3fnuz" : "elements=e4m3";
+  return aiter::numerics(request, "aiter_fp8_tensor", by("aiter_torch_fp8_tensor", {elements}));
+}
+
 }  // namespace
 
 const Backend aiter_fp8_tensor{
@@ -92,6 +99,9 @@ const Backend aiter_fp8_tensor{
     .rules = {{"hidden", 32, "", aiter::kColumnsOf32}},
     .loader = aiter::padded_to_128,
     .recipe = recipe,
+    .kernel_options = {aiter::weight_option()},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,4 +1,5 @@
 #include "layout/backends/aiter_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 
 // Source: sglang@0007e6547eca quark/schemes/quark_w4a4_mxfp4_moe.py, sglang fp8.py Fp8MoEMethod
 // (FP4 experts, SGLANG_USE_AITER_MOE_GU_ITLV = 0), aiter@e4048607a5 ops/shuffle.py shuffle_scale
@@ -59,9 +60,14 @@ const Backend aiter_mxfp4{
     .rules = {{"hidden", 256, "",
                "e8m0_shuffle of [experts * rows, columns]: columns % 8, experts * rows % 256"},
               {"intermediate", kBlock, "", "a scale of w2 stands for 32 columns"}},
-    .quantizers = {{"input", "aiter_triton_mxfp4"}, {"intermediate", "aiter_triton_mxfp4"}},
     .loader = loader,
     .recipe = recipe,
+    .kernel_options = {aiter::weight_option()},
+    .numerics =
+        [](const NumericsRequest& request) {
+          return aiter::numerics(request, "aiter_mxfp4", by("aiter_triton_mxfp4"));
+        },
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
 };
 
 }  // namespace moeref::backends

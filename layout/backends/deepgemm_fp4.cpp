@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/backends/scalars.hpp"
@@ -49,10 +50,14 @@ const Backend deepgemm_fp4{
     .options = {},
     .rules = {{"hidden", 32, "", "a scale for 32 columns"},
               {"intermediate", 32, "", "a scale for 32 columns"}},
-    .quantizers = {{"input", "sglang_fp8_group", {"scale=ue8m0"}},
-                   {"intermediate", "sglang_fp8_group", {"scale=ue8m0"}}},
     .loader = nullptr,
     .recipe = recipe,
+    .kernel_options = deepgemm::kernel_options(),
+    .numerics =
+        [](const NumericsRequest& request) {
+          return deepgemm::numerics(request, "deepgemm_fp4", true);
+        },
+    .replay = {ReplayEvidence::none, "its activation and reorder kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/recode/ue8m0.hpp"
@@ -47,10 +48,14 @@ const Backend deepgemm_fp8{
     .formats = {"fp8_block"},
     .options = {{"scale_major", {"k", "mn"}, "scales row-major, or exactly transposed"}},
     .rules = {{"intermediate", kBlock, "", "SGLang create_weights: a block must not cross halves"}},
-    .quantizers = {{"input", "sglang_fp8_group"},
-                   {"intermediate", "sglang_triton_fp8_group", {"form=div"}}},
     .loader = nullptr,
     .recipe = recipe,
+    .kernel_options = deepgemm::kernel_options(),
+    .numerics =
+        [](const NumericsRequest& request) {
+          return deepgemm::numerics(request, "deepgemm_fp8", false);
+        },
+    .replay = {ReplayEvidence::none, "its activation and reorder kernels were not measured"},
 };
 
 }  // namespace moeref::backends

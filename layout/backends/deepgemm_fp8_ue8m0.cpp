@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/recode/requantize_ue8m0.hpp"
@@ -56,10 +57,14 @@ const Backend deepgemm_fp8_ue8m0{
     .options = {{"requantize", {"on", "off"}, "off: the scales already are powers of two"}},
     .rules = {{"intermediate", kBlock, "", "SGLang create_weights: a block must not cross halves"},
               {"hidden", kBlock, "", "the requantizer takes all experts as one matrix of blocks"}},
-    .quantizers = {{"input", "sglang_fp8_group", {"scale=ue8m0"}},
-                   {"intermediate", "sglang_fp8_group", {"scale=ue8m0"}}},
     .loader = nullptr,
     .recipe = recipe,
+    .kernel_options = deepgemm::kernel_options(),
+    .numerics =
+        [](const NumericsRequest& request) {
+          return deepgemm::numerics(request, "deepgemm_fp8_ue8m0", true);
+        },
+    .replay = {ReplayEvidence::none, "its activation and reorder kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,4 +1,5 @@
 #include "layout/backends/cutlass_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/tiles/nvidia.hpp"
@@ -70,6 +71,15 @@ Recipe recipe(const LayerShape& shape, const Options&) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  refuse_replay(request, kName, cutlass::kBlackwellReason);
+  Numerics numerics = bf16_stages();
+  numerics.gemm1.factor = numerics.gemm2.factor = SumFactor::expert;
+  numerics.input = by("flashinfer_nvfp4", {}, "w13_input_scale_quant");
+  numerics.intermediate = by("flashinfer_nvfp4", {}, "w2_input_scale_quant");
+  return numerics;
+}
+
 }  // namespace
 
 const Backend flashinfer_cutedsl_v1{
@@ -82,9 +92,9 @@ const Backend flashinfer_cutedsl_v1{
               {"intermediate", 64, "gated", "2 intermediate rows in scale tiles of 128 rows"},
               {"intermediate", kBlock, "not gated",
                "weights and scales are padded alike only from whole scale blocks"}},
-    .quantizers = {{"input", "flashinfer_nvfp4", {}, "w13_input_scale_quant"},
-                   {"intermediate", "flashinfer_nvfp4", {}, "w2_input_scale_quant"}},
     .recipe = recipe,
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "Blackwell's block-scaled kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "layout/backends/cutlass_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/tiles/nvidia.hpp"
@@ -73,6 +74,21 @@ Recipe recipe(const LayerShape& shape, const Options&) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  refuse_replay(request, kName, cutlass::kBlackwellReason);
+  Numerics numerics = bf16_stages();
+  numerics.gemm1.factor = numerics.gemm2.factor = SumFactor::expert;
+  numerics.gemm1.output = Format::f32;
+  numerics.activation.output = Format::f32;
+  numerics.input = by("flashinfer_nvfp4", {}, "input_scale");
+  numerics.intermediate = by("cutedsl_nvfp4_moe", {}, "fc2_input_scale");
+  if (request.kernel.is("finalize", "fused")) {
+    numerics.router_weight = WeightPoint::gemm2;
+    numerics.combine.form = CombineForm::atomic_add;
+  }
+  return numerics;
+}
+
 }  // namespace
 
 const Backend flashinfer_cutedsl_v2{
@@ -85,9 +101,10 @@ const Backend flashinfer_cutedsl_v2{
               {"intermediate", kInterleave, "gated", "up and gate alternate in blocks of 64 rows"},
               {"intermediate", kBlock, "not gated",
                "weights and scales are padded alike only from whole scale blocks"}},
-    .quantizers = {{"input", "flashinfer_nvfp4", {}, "input_scale"},
-                   {"intermediate", "cutedsl_nvfp4_moe", {}, "fc2_input_scale"}},
     .recipe = recipe,
+    .kernel_options = {cutlass::finalize_option()},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "Blackwell's block-scaled kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,4 +1,5 @@
 #include "layout/backends/cutlass_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/recode/max_requantize.hpp"
 
@@ -56,6 +57,16 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = cutlass::numerics(request, kName, Format::e4m3);
+  numerics.input =
+      by("sglang_fp8_static", {"math=" + request.kernel["input_math"]}, "fc1_input_dequant");
+  numerics.activation.output = Format::f32;
+  numerics.intermediate = by("flashinfer_fp8_static_moe", {}, "fc2_quant");
+  numerics.intermediate.fused = true;
+  return numerics;
+}
+
 }  // namespace
 
 const Backend flashinfer_cutlass_fp8{
@@ -70,9 +81,14 @@ const Backend flashinfer_cutlass_fp8{
                  {"cuda", "cpu"},
                  "where w13 is requantized: cuda rounds its scales to FP16 first"}},
     .rules = {{"hidden", kAlignment, "", "FlashInfer binding: 128-bit loads of FP8 weights"}},
-    .quantizers = {{"input", "sglang_fp8_static", {}, "a1 = max(w13_input_scale)"},
-                   {"intermediate", "flashinfer_fp8_static_moe", {}, "fc2_quant"}},
     .recipe = recipe,
+    .kernel_options = {cutlass::finalize_option(),
+                       {"input_math",
+                        {"precise", "fast"},
+                        "build of the kernel that quantizes the input: without fast math, or "
+                        "sgl-kernel's SM90 library"}},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::measured, "16 layers on an H200, FlashInfer fb28d7242"},
 };
 
 }  // namespace moeref::backends

@@ -1,4 +1,5 @@
 #include "layout/backends/cutlass_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/recode/float_cast.hpp"
@@ -33,6 +34,19 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = cutlass::numerics(request, "flashinfer_cutlass_fp8_block", Format::e4m3);
+  numerics.input = numerics.intermediate = by("flashinfer_fp8_group_sm90");
+  for (GemmNumerics* gemm : {&numerics.gemm1, &numerics.gemm2}) {
+    gemm->factor = SumFactor::scales;
+    gemm->flushes = false;
+    gemm->mainloop.chain = 128;
+    gemm->mainloop.promotion = Promotion::fma_product;
+    gemm->mainloop.flushes = request.kernel.is("gemm", "builtin");
+  }
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: vllm@00af4049 flashinfer_utils.py swap_w13_to_w31; flashinfer@fb28d7242
@@ -45,9 +59,13 @@ const Backend flashinfer_cutlass_fp8_block{
     .options = {clamp_scales_option()},
     .rules = {{"hidden", kBlock, "", "whole scale blocks of 128"},
               {"intermediate", kBlock, "", "scale blocks of 128 rows must not cross the halves"}},
-    .quantizers = {{"input", "flashinfer_fp8_group_sm90"},
-                   {"intermediate", "flashinfer_fp8_group_sm90"}},
     .recipe = recipe,
+    .kernel_options =
+        {{"gemm",
+          {"deepgemm", "builtin"},
+          "DeepGEMM compiled at run time, or the kernel of TRTLLM_DG_ENABLED=0, which flushes"}},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::measured, "6 layers on an H200, FlashInfer fb28d7242"},
 };
 
 }  // namespace moeref::backends

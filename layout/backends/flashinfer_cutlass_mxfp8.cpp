@@ -1,4 +1,5 @@
 #include "layout/backends/cutlass_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/tiles/nvidia.hpp"
@@ -44,6 +45,13 @@ Recipe recipe(const LayerShape& shape, const Options&) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  refuse_replay(request, "flashinfer_cutlass_mxfp8", cutlass::kBlackwellReason);
+  Numerics numerics = cutlass::numerics(request, "flashinfer_cutlass_mxfp8", Format::bf16);
+  numerics.input = numerics.intermediate = by("flashinfer_mxfp8");
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: flashinfer@fb28d7242 flashinfer_cutlass_fused_moe_binding.cu; MXFP4: vllm@001eda31
@@ -58,9 +66,11 @@ const Backend flashinfer_cutlass_mxfp8{
               {"intermediate", kBlock, "", "whole scale blocks of 32"},
               {"intermediate", kTile, "gated and mxfp8",
                "the kernel reads gate's scales from a whole tile of 128 rows on"}},
-    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = loader,
     .recipe = recipe,
+    .kernel_options = {cutlass::finalize_option()},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "Blackwell's block-scaled kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,4 +1,5 @@
 #include "layout/backends/cutlass_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/tiles/nvidia.hpp"
@@ -61,6 +62,17 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  refuse_replay(request, kName, cutlass::kBlackwellReason);
+  Numerics numerics = cutlass::numerics(request, kName, Format::bf16);
+  const bool per_token = request.options.is("activation_scales", "per_token");
+  numerics.input = per_token ? by("flashinfer_nvfp4_token")
+                             : by("flashinfer_nvfp4", {}, "w13_input_scale_quant");
+  numerics.intermediate =
+      per_token ? by("flashinfer_nvfp4_token") : by("flashinfer_nvfp4", {}, "w2_input_scale_quant");
+  return numerics;
+}
+
 }  // namespace
 
 const Backend flashinfer_cutlass_nvfp4{
@@ -75,16 +87,10 @@ const Backend flashinfer_cutlass_nvfp4{
               {"intermediate", 64, "gated", "2 intermediate rows in scale tiles of 128 rows"},
               {"intermediate", kBlock, "not gated",
                "weights and scales are padded alike only from whole scale blocks"}},
-    .quantizers =
-        {{"input", "flashinfer_nvfp4", {}, "w13_input_scale_quant", "activation_scales!=per_token"},
-         {"intermediate",
-          "flashinfer_nvfp4",
-          {},
-          "w2_input_scale_quant",
-          "activation_scales!=per_token"},
-         {"input", "flashinfer_nvfp4_token", {}, "", "activation_scales=per_token"},
-         {"intermediate", "flashinfer_nvfp4_token", {}, "", "activation_scales=per_token"}},
     .recipe = recipe,
+    .kernel_options = {cutlass::finalize_option()},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "Blackwell's block-scaled kernels were not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
@@ -23,6 +24,12 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = trtllm::numerics(request, "flashinfer_trtllm_bf16");
+  numerics.activation.output = Format::bf16;
+  return numerics;
+}
+
 }  // namespace
 
 const Backend flashinfer_trtllm_bf16{
@@ -38,6 +45,9 @@ const Backend flashinfer_trtllm_bf16{
                "blocks of 128 bytes of w2's K, whole 32-row shuffles; choose another align"}},
     .loader = trtllm::loader,
     .recipe = recipe,
+    .kernel_options = {trtllm::router_weights_option("f32")},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
 };
 
 }  // namespace moeref::backends

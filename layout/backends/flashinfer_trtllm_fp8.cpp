@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
@@ -113,6 +114,16 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = trtllm::numerics(request, kName);
+  numerics.gemm1.factor = numerics.gemm2.factor = SumFactor::expert;
+  numerics.input = by("sglang_fp8_static", {}, "w13_input_scale");
+  numerics.intermediate = by("flashinfer_fp8_static_moe", {}, "w2_input_scale");
+  numerics.intermediate.inverts_scale = true;
+  numerics.combine.scaling = ScalingPoint::after_sum;
+  return numerics;
+}
+
 }  // namespace
 
 const Backend flashinfer_trtllm_fp8{
@@ -130,11 +141,11 @@ const Backend flashinfer_trtllm_fp8{
     .rules = {{"hidden", 32, "", "the row shuffle moves blocks of 32 rows of w2"},
               {"padded intermediate", 16, "gated", kRowShuffle},
               {"padded intermediate", 32, "not gated", kRowShuffle}},
-    .quantizers =
-        {{"input", "sglang_fp8_static", {}, "a1 = max(w13_input_scale)"},
-         {"intermediate", "flashinfer_fp8_static_moe", {}, "1 / a2, folded into the scales"}},
     .loader = trtllm::loader,
     .recipe = recipe,
+    .kernel_options = {trtllm::router_weights_option("bf16")},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
 };
 
 }  // namespace moeref::backends

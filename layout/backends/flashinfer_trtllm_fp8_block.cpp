@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
@@ -33,6 +34,14 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = trtllm::numerics(request, "flashinfer_trtllm_fp8_block");
+  numerics.input = by("sglang_fp8_group");
+  numerics.gemm1_output = by("trtllm_fp8_group");
+  numerics.intermediate = by("trtllm_fp8_group");
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: sglang@02962d78 flashinfer_trtllm.py (major_k), vllm@00af4049 flashinfer_utils.py
@@ -50,9 +59,11 @@ const Backend flashinfer_trtllm_fp8_block{
                 swiglu_option()},
     .rules = {{"hidden", kBlock, "", "FlashInfer checks scale shapes of exactly / 128"},
               {"intermediate", kBlock, "", "FlashInfer checks intermediate_size % 128 == 0"}},
-    .quantizers = {{"input", "sglang_fp8_group"}, {"intermediate", "trtllm_fp8_group"}},
     .loader = trtllm::loader,
     .recipe = recipe,
+    .kernel_options = {trtllm::router_weights_option("f32")},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
 };
 
 }  // namespace moeref::backends

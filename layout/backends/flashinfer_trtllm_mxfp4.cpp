@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/trtllm_parts.hpp"
 #include "layout/recode/float_cast.hpp"
 
@@ -36,6 +37,16 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = trtllm::numerics(request, "flashinfer_trtllm_mxfp4");
+  if (request.kernel.is("activations", "mxfp8")) {
+    numerics.input = numerics.intermediate = by("flashinfer_mxfp8");
+  } else {
+    numerics.activation.output = Format::bf16;
+  }
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: sglang@bafa16ec quantization/mxfp4.py Mxfp4MoEMethod.process_weights_after_loading,
@@ -53,9 +64,14 @@ const Backend flashinfer_trtllm_mxfp4{
               {"intermediate", kBlock, "", "a scale of w2 stands for 32 columns"},
               {"padded hidden", 4 * kBlock, "", trtllm::kAlignToScaleTiles},
               {"padded intermediate", 4 * kBlock, "", trtllm::kAlignToScaleTiles}},
-    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = loader,
     .recipe = recipe,
+    .kernel_options = {trtllm::router_weights_option("bf16"),
+                       {"activations",
+                        {"mxfp8", "bf16"},
+                        "of the hidden states and between the GEMMs"}},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
 };
 
 }  // namespace moeref::backends

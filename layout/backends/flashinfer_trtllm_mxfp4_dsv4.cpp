@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
@@ -68,6 +69,17 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = trtllm::numerics(request, "flashinfer_trtllm_mxfp4_dsv4");
+  if (request.kernel.is("activations", "mxfp8")) {
+    numerics.input = numerics.intermediate = by("flashinfer_mxfp8");
+  } else {
+    numerics.activation.output = Format::bf16;
+  }
+  numerics.combine.scaling = ScalingPoint::with_shared;
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: sglang@01a6f276f9ec mxfp4_flashinfer_trtllm_moe.py.
@@ -83,9 +95,14 @@ const Backend flashinfer_trtllm_mxfp4_dsv4{
     .rules = {{"hidden", 128, "", "the scale tiles have 128 rows and 4 columns of 32"},
               {"intermediate", 64, "loader=unpadded",
                "the scale shuffle needs whole tiles of 128 rows of w13; choose loader=padded"}},
-    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = trtllm::loader,
     .recipe = recipe,
+    .kernel_options = {trtllm::router_weights_option("f32"),
+                       {"activations",
+                        {"mxfp8", "bf16"},
+                        "of the hidden states and between the GEMMs"}},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
@@ -18,6 +19,12 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = trtllm::numerics(request, "flashinfer_trtllm_mxfp8");
+  numerics.input = numerics.intermediate = by("flashinfer_mxfp8");
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: vllm@00af4049 flashinfer_utils.py swap_w13_to_w31, _shuffle_mxfp8_moe_weights;
@@ -31,9 +38,11 @@ const Backend flashinfer_trtllm_mxfp8{
                 swiglu_option()},
     .rules = {{"hidden", 4 * kBlock, "", trtllm::kScaleTiles},
               {"padded intermediate", 4 * kBlock, "", trtllm::kAlignToScaleTiles}},
-    .quantizers = {{"input", "flashinfer_mxfp8"}, {"intermediate", "flashinfer_mxfp8"}},
     .loader = trtllm::loader,
     .recipe = recipe,
+    .kernel_options = {trtllm::router_weights_option("f32")},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
 };
 
 }  // namespace moeref::backends

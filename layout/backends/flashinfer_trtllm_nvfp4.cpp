@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/backends/trtllm_parts.hpp"
@@ -222,6 +223,21 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  Numerics numerics = trtllm::numerics(request, kName);
+  numerics.gemm1.factor = numerics.gemm2.factor = SumFactor::expert;
+  if (request.options.is("activation", "per_token")) {
+    // GEMM1 writes bf16; activation and quantizer are a kernel of their own.
+    numerics.gemm1.output = Format::bf16;
+    numerics.activation.output = Format::bf16;
+    numerics.input = numerics.intermediate = by("flashinfer_nvfp4_token");
+    return numerics;
+  }
+  numerics.input = by("flashinfer_nvfp4", {}, "w13_input_scale_quant");
+  numerics.intermediate = by("flashinfer_nvfp4", {}, "w2_input_scale_quant");
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: vllm@01b817db flashinfer_fp4_moe.py prepare_static_weights_for_trtllm_fp4_moe,
@@ -247,10 +263,11 @@ const Backend flashinfer_trtllm_nvfp4{
                "the scale tiles have 128 rows of w2 and are not padded; hidden=to_256 pads"},
               {"padded intermediate", 64, "gated", trtllm::kAlignToScaleTiles},
               {"padded intermediate", 128, "not gated", trtllm::kAlignToScaleTiles}},
-    .quantizers = {{"input", "flashinfer_nvfp4", {}, "1 / a1"},
-                   {"intermediate", "flashinfer_nvfp4", {}, "1 / a2, folded into g1_scale_c"}},
     .loader = trtllm::loader,
     .recipe = recipe,
+    .kernel_options = {trtllm::router_weights_option("f32")},
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
 };
 
 }  // namespace moeref::backends

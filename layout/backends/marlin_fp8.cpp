@@ -1,4 +1,5 @@
 #include "layout/backends/marlin_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/recode/marlin_decoders.hpp"
 #include "layout/recode/marlin_scales.hpp"
 #include "layout/recode/max_requantize.hpp"
@@ -104,6 +105,9 @@ const Backend marlin_fp8{
               {"intermediate", kBlock, "fp8_block",
                "the kernel reads whole groups of K, and a half of w13 ends at a block"}},
     .recipe = recipe,
+    .numerics =
+        [](const NumericsRequest& request) { return marlin::numerics(request, "marlin_fp8"); },
+    .replay = {ReplayEvidence::none, "K is split by the size of the device, not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,4 +1,5 @@
 #include "layout/backends/marlin_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/recode/marlin_decoders.hpp"
 #include "layout/recode/marlin_scales.hpp"
 #include "layout/tiles/marlin.hpp"
@@ -103,6 +104,9 @@ const Backend marlin_mxfp4{
                "scales=v1 pairs the scale groups of K; use pad=sglang"}},
     .loader = loader,
     .recipe = recipe,
+    .numerics =
+        [](const NumericsRequest& request) { return marlin::numerics(request, "marlin_mxfp4"); },
+    .replay = {ReplayEvidence::none, "K is split by the size of the device, not measured"},
 };
 
 }  // namespace moeref::backends

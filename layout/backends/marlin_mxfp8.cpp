@@ -1,4 +1,5 @@
 #include "layout/backends/marlin_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/recode/marlin_decoders.hpp"
 #include "layout/recode/marlin_scales.hpp"
 #include "layout/tiles/marlin.hpp"
@@ -49,6 +50,9 @@ const Backend marlin_mxfp8{
               {"intermediate", 32, "gated", "rows of w13: the repack takes tiles of 64"},
               {"intermediate", 64, "not gated", "rows of w13: the repack takes tiles of 64"}},
     .recipe = recipe,
+    .numerics =
+        [](const NumericsRequest& request) { return marlin::numerics(request, "marlin_mxfp8"); },
+    .replay = {ReplayEvidence::none, "K is split by the size of the device, not measured"},
 };
 
 }  // namespace moeref::backends

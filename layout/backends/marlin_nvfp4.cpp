@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "layout/backends/marlin_parts.hpp"
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/recode/marlin_decoders.hpp"
 #include "layout/recode/marlin_scales.hpp"
@@ -173,6 +174,9 @@ const Backend marlin_nvfp4{
               {"intermediate", kTileRows, "not gated and pad=framework and mode=v1",
                "kernels of 2025 are not padded; pad=per_half pads"}},
     .recipe = recipe,
+    .numerics =
+        [](const NumericsRequest& request) { return marlin::numerics(request, "marlin_nvfp4"); },
+    .replay = {ReplayEvidence::none, "K is split by the size of the device, not measured"},
 };
 
 }  // namespace moeref::backends

@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/backends/scalars.hpp"
@@ -107,6 +108,8 @@ const Backend reference{
     .rules = {},
     .loader = nullptr,
     .recipe = recipe,
+    .numerics = [](const NumericsRequest&) { return Numerics{}; },
+    .replay = {ReplayEvidence::none, "the exact answer, no kernel's"},
 };
 
 }  // namespace moeref::backends

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/scalars.hpp"
 #include "layout/recode/float_cast.hpp"
@@ -137,6 +138,28 @@ Recipe recipe(std::string_view backend, const LayerShape& shape, const Options& 
                        humming ? decode_offsets : recode::decode_marlin_e8m0(1.0f));
   recipe.kernel = std::move(kernel);
   return recipe;
+}
+
+Numerics numerics(const NumericsRequest& request, std::string_view backend,
+                  std::int64_t intermediate, std::int64_t hidden) {
+  if (request.options.is("variant", "humming")) {
+    fail(backend, "the rounding points of variant=humming are not known; take variant=w4a16");
+  }
+  const std::int64_t tile = request.kernel.integer("tile_k");
+  for (const std::int64_t k : {hidden, intermediate}) {
+    if (k % tile == 0) continue;
+    fail(backend, "tile_k={} does not divide K = {} of its GEMMs; take a tile of {}", tile, k,
+         kTile);
+  }
+  Numerics numerics = cutlass::numerics(request, backend, Format::bf16);
+  for (GemmNumerics* gemm : {&numerics.gemm1, &numerics.gemm2}) {
+    gemm->clears_minus_zero = true;
+    gemm->mainloop.unit.operand = Format::bf16;
+    gemm->mainloop.chain = kBlock;
+    gemm->mainloop.promotion = Promotion::column_groups;
+    gemm->mainloop.flushes = true;
+  }
+  return numerics;
 }
 
 }  // namespace moeref::backends::sm90

@@ -19,4 +19,11 @@ std::vector<OptionInfo> options();
 Recipe recipe(std::string_view backend, const LayerShape& shape, const Options& options,
               std::int64_t intermediate, std::int64_t hidden);
 
+/// bf16 activations; chains of 32 columns joined under the scale of each block of weights.
+/// `intermediate`, `hidden` as padded: what the two GEMMs sum over. Error: variant=humming; a
+/// tile_k that does not divide them.
+/// Source: flashinfer@fb28d7242b35 moe_gemm_tma_ws_mixed_input_launcher.inl; measured on an H200.
+Numerics numerics(const NumericsRequest& request, std::string_view backend,
+                  std::int64_t intermediate, std::int64_t hidden);
+
 }  // namespace moeref::backends::sm90

@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 
@@ -21,6 +22,10 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  return triton::numerics(request, "triton_bf16", triton::Scales::none);
+}
+
 }  // namespace
 
 /// Source: sglang layers/moe/fused_moe_triton/layer.py _load_w13, _load_w2; interleaved:
@@ -36,6 +41,9 @@ const Backend triton_bf16{
     .rules = {},
     .loader = nullptr,
     .recipe = recipe,
+    .kernel_options = triton::kernel_options(),
+    .numerics = numerics,
+    .replay = {ReplayEvidence::measured, "20 layers on an H200, Triton 3.6, torch 2.11"},
 };
 
 }  // namespace moeref::backends

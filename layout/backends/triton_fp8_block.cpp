@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/triton_parts.hpp"
 
 namespace moeref::backends {
@@ -28,6 +29,14 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  if (fp8_device(request.options).fnuz) {
+    fail("triton_fp8_block",
+         "the quantizers of E4M3FNUZ activations (fnuz=on) were not measured; take fnuz=off");
+  }
+  return triton::numerics(request, "triton_fp8_block", triton::Scales::block);
+}
+
 }  // namespace
 
 /// Source: sglang layers/quantization/fp8.py; sglang fp8_utils.py normalize_e4m3fn_to_e4m3fnuz
@@ -38,10 +47,11 @@ const Backend triton_fp8_block{
     .formats = {"fp8_block"},
     .options = {fnuz_option()},
     .rules = {{"intermediate", kBlock, "", "SGLang create_weights: a block must not cross halves"}},
-    .quantizers = {{"input", "sglang_fp8_group", {"version=v0"}, "", "fnuz=off"},
-                   {"intermediate", "sglang_fp8_group", {"version=v0"}, "", "fnuz=off"}},
     .loader = nullptr,
     .recipe = recipe,
+    .kernel_options = triton::kernel_options(),
+    .numerics = numerics,
+    .replay = {ReplayEvidence::measured, "22 layers on an H200, Triton 3.6, torch 2.11"},
 };
 
 }  // namespace moeref::backends

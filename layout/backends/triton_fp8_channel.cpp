@@ -1,3 +1,4 @@
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/triton_parts.hpp"
 
 namespace moeref::backends {
@@ -28,6 +29,14 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+Numerics numerics(const NumericsRequest& request) {
+  if (fp8_device(request.options).fnuz) {
+    fail("triton_fp8_channel",
+         "the quantizers of E4M3FNUZ activations (fnuz=on) were not measured; take fnuz=off");
+  }
+  return triton::numerics(request, "triton_fp8_channel", triton::Scales::channel);
+}
+
 }  // namespace
 
 /// Source: sglang@02d5e1b5edc2 compressed_tensors_w8a8_fp8_moe.py; sglang fp8_utils.py
@@ -39,10 +48,11 @@ const Backend triton_fp8_channel{
     .formats = {"fp8_channel"},
     .options = {moe_padding_option(), fnuz_option()},
     .rules = {},
-    .quantizers = {{"input", "sglang_fp8_token", {}, "", "fnuz=off"},
-                   {"intermediate", "sglang_fp8_token", {}, "", "fnuz=off"}},
     .loader = nullptr,
     .recipe = recipe,
+    .kernel_options = triton::kernel_options(),
+    .numerics = numerics,
+    .replay = {ReplayEvidence::measured, "7 layers on an H200, Triton 3.6, torch 2.11"},
 };
 
 }  // namespace moeref::backends

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 #include "layout/backends/scalars.hpp"
@@ -150,6 +151,18 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 /// Source: sglang models/gpt_oss.py _load_mxfp4_experts_weights
 Loader loader(const LayerShape&, const Options&) { return {LoaderKind::blocks, 32}; }
 
+Numerics numerics(const NumericsRequest& request) {
+  refuse_replay(
+      request, "triton_kernels_mxfp4",
+      "its persistent kernels choose tiles and the split of K by themselves and were not measured");
+  Numerics numerics = bf16_stages();
+  numerics.gemm1.output = Format::f32;
+  numerics.activation.is_parametric = request.parametric();
+  numerics.router_weight = WeightPoint::gemm2;
+  numerics.combine.form = CombineForm::sum;
+  return numerics;
+}
+
 }  // namespace
 
 /// Source: sglang layers/quantization/mxfp4.py; the activation: triton@002402cf5a3e
@@ -172,6 +185,9 @@ const Backend triton_kernels_mxfp4{
               {"intermediate", 32, "", "a scale for 32 columns"}},
     .loader = loader,
     .recipe = recipe,
+    .numerics = numerics,
+    .replay = {ReplayEvidence::none,
+               "tl.dot_scaled was measured, its persistent kernels and their split of K were not"},
 };
 
 }  // namespace moeref::backends

@@ -53,7 +53,7 @@ void expect_layer_exact(const MoeLayer& layer, const ScaledMatrix& hidden, const
   ASSERT_EQ(result.stages.size() + 1, expected.size()) << what;
   for (const Stage& stage : result.stages) {
     ASSERT_TRUE(expected.count(stage.name)) << stage.name;
-    expect_same_bits(stage.values, expected.at(stage.name), what + " " + stage.name);
+    expect_same_bits(stage.values(), expected.at(stage.name), what + " " + stage.name);
   }
   expect_same_bits(result.output, expected.at("final"), what + " final");
 }
@@ -201,7 +201,7 @@ TEST(Forward, PutsTheRouterWeightOnTheInputIfAsked) {
   const MoeLayer layer = gpt_oss();
   const LayerInputs inputs = inputs_for(layer, 2, 6);
   ForwardOptions options;
-  options.weight_point = RouterWeightPoint::input;
+  options.weight_point = WeightPoint::input;
   expect_layer_exact(layer, inputs.hidden, {2, 1, {3, 4}, {0.3f, 0.9f}}, options, "input");
 }
 
@@ -226,8 +226,8 @@ TEST(Forward, TakesParametersPerExpert) {
   for (std::size_t slot = 0; slot < route.ids.size(); ++slot) {
     for (std::size_t col = 0; col < width; ++col) {
       const float expected =
-          route.ids[slot] >= 4 ? whole.stages[2].values[slot * width + col] : 0.0f;
-      EXPECT_EQ(rank.stages[2].values[slot * width + col], expected);
+          route.ids[slot] >= 4 ? whole.stages[2].values()[slot * width + col] : 0.0f;
+      EXPECT_EQ(rank.stages[2].values()[slot * width + col], expected);
     }
   }
 }
@@ -295,17 +295,15 @@ TEST(Forward, SumsOverRanksKeptExactEqualTheWhole) {
   const ForwardResult left = forward(shard(layer, {0, 2, 0, 1}), inputs.hidden, route, options);
   const ForwardResult right = forward(shard(layer, {1, 2, 0, 1}), inputs.hidden, route, options);
   const auto half = static_cast<std::size_t>(layer.intermediate / 2);
-  const std::vector<float>& act = whole.stages[1].values;
+  const std::vector<float>& act = whole.stages[1].values();
   ASSERT_EQ(whole.stages[1].name, "act");
   for (std::size_t row = 0; row < act.size() / (2 * half); ++row) {
     for (std::size_t i = 0; i < half; ++i) {
-      EXPECT_EQ(act[row * 2 * half + i], left.stages[1].values[row * half + i]);
-      EXPECT_EQ(act[row * 2 * half + half + i], right.stages[1].values[row * half + i]);
+      EXPECT_EQ(act[row * 2 * half + i], left.stages[1].values()[row * half + i]);
+      EXPECT_EQ(act[row * 2 * half + half + i], right.stages[1].values()[row * half + i]);
     }
   }
-  const auto slot_rows = [](const ForwardResult& result) -> const std::vector<float>& {
-    return result.stages[1].values;
-  };
+  const auto slot_rows = [](const ForwardResult& result) { return result.stages[1].values(); };
   for (std::size_t slot = 0; slot < route.ids.size(); ++slot) {
     const Expert& expert = layer.experts[static_cast<std::size_t>(route.ids[slot])];
     for (std::int64_t n = 0; n < layer.hidden; ++n) {
@@ -313,17 +311,17 @@ TEST(Forward, SumsOverRanksKeptExactEqualTheWhole) {
       for (std::int64_t rank = 0; rank < 2; ++rank) {
         const MoeLayer part = shard(layer, {rank, 2, 0, 1});
         const Expert& mine = part.experts[static_cast<std::size_t>(route.ids[slot])];
-        const float* row = slot_rows(rank == 0 ? left : right).data() + slot * half;
+        const std::vector<float> rows = slot_rows(rank == 0 ? left : right);
+        const float* row = rows.data() + slot * half;
         sum.add_dot(f32_matrix("act", row, 1, layer.intermediate / 2), 0, mine.down, n);
         EXPECT_EQ(static_cast<bool>(mine.down_bias), rank == 0);
       }
       const std::uint16_t bias = load<std::uint16_t>(expert.down_bias.codes.data +
                                                      2 * (expert.down_bias.codes.origin + n));
       sum.add(judge::decode_by_formula(Format::bf16, bias));
-      EXPECT_EQ(
-          sum.round(Format::f32),
-          whole.stages[2]
-              .values[slot * static_cast<std::size_t>(layer.hidden) + static_cast<std::size_t>(n)]);
+      EXPECT_EQ(sum.round(Format::f32),
+                whole.stages[2].values()[slot * static_cast<std::size_t>(layer.hidden) +
+                                         static_cast<std::size_t>(n)]);
     }
   }
 }
@@ -346,11 +344,11 @@ TEST(Forward, SumsOverExpertRanksKeptExactEqualTheWhole) {
       for (std::size_t col = 0; col < width; ++col) {
         const std::size_t token = slot / static_cast<std::size_t>(route.top_k);
         sums[token * width + col].add_product(route.weights[slot],
-                                              result.stages[2].values[slot * width + col]);
+                                              result.stages[2].values()[slot * width + col]);
       }
     }
     for (std::size_t i = 0; rank == 0 && i < sums.size(); ++i) {
-      sums[i].add(result.stages[5].values[i]);
+      sums[i].add(result.stages[5].values()[i]);
     }
   }
   for (std::size_t i = 0; i < sums.size(); ++i) {

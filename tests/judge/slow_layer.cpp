@@ -78,7 +78,7 @@ std::map<std::string, std::vector<float>> slow_forward(const MoeLayer& layer,
                                                        const Route& route,
                                                        const ForwardOptions& options) {
   std::map<std::string, std::vector<float>> stages;
-  const bool on_input = options.weight_point == RouterWeightPoint::input;
+  const bool on_input = options.weight_point == WeightPoint::input;
   for (std::int64_t token = 0; token < hidden.rows && layer.latent != 0; ++token) {
     append(stages["fc1"], row_times(hidden, token, layer.latent_in, {}, 1.0));
   }

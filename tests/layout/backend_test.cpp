@@ -211,40 +211,48 @@ TEST(RulesFor, RejectsWordsAndSizesThatTheBackendDoesNotHave) {
               HasSubstr("sample: has a rule about 'rows'; sizes are hidden, intermediate"));
 }
 
-TEST(QuantizersFor, NamesQuantizersWithTheirOptionsAndScalesOfEveryBackend) {
+/// A request that every backend takes.
+NumericsRequest usual_request(const Backend& backend) {
+  NumericsRequest request;
+  request.shape.hidden = request.shape.intermediate = request.shape.stride = 1024;
+  request.shape.experts = request.shape.total_experts = 8;
+  request.options = parse_options(backend, {});
+  request.kernel = parse_kernel_options(backend, {});
+  request.tokens = 64;
+  request.top_k = 2;
+  request.static_scales = true;
+  return request;
+}
+
+TEST(NumericsFor, EveryBackendNamesQuantizersThatTakeWhatItGives) {
   for (const Backend* backend : all_backends()) {
-    quantizers_for(*backend, parse_options(*backend, {}));  // every word of `when` is an option's
-    std::set<std::string> stages;
-    for (const QuantizerUse& use : backend->quantizers) {
-      const std::string where =
-          fmt::format("{}: {} by {}", backend->name, use.stage, use.quantizer);
-      EXPECT_THAT(use.stage, ::testing::AnyOf("input", "intermediate")) << where;
-      const Quantizer& quantizer = find_quantizer(use.quantizer);
+    const Numerics numerics = numerics_for(*backend, usual_request(*backend));
+    for (const ActivationQuantizer* use :
+         {&numerics.input, &numerics.gemm1_output, &numerics.intermediate}) {
+      if (!*use) continue;
+      const std::string where = fmt::format("{}: {}", backend->name, use->quantizer);
+      const Quantizer& quantizer = find_quantizer(use->quantizer);
       EXPECT_TRUE(quantizer.activations) << where;
-      const Options options = parse_options(quantizer.name, quantizer.options, use.options);
+      const Options options = parse_options(quantizer.name, quantizer.options, use->options);
       const QuantizedForm form = quantizer.plan(options, quantizer.inputs.front()).form;
-      EXPECT_EQ(form.global == GlobalScaleOf::given, !use.scale.empty()) << where;
+      EXPECT_EQ(form.global == GlobalScaleOf::given, !use->scale.empty()) << where;
     }
   }
 }
 
-TEST(QuantizersFor, KeepsThoseThatTheOptionsChoose) {
-  Backend backend = sample_backend();
-  backend.quantizers = {{.stage = "input", .quantizer = "flashinfer_mxfp8", .when = "mode=one"},
-                        {.stage = "input", .quantizer = "flashinfer_mxfp4", .when = "mode=two"},
-                        {.stage = "intermediate", .quantizer = "cutedsl_mxfp8"}};
-  const auto names = [&](const std::vector<std::string>& texts) {
-    std::vector<std::string> chosen;
-    for (const QuantizerUse& use : quantizers_for(backend, parse_options(backend, texts))) {
-      chosen.emplace_back(use.quantizer);
+TEST(NumericsFor, ReplayIsThereForMeasuredBackendsAndRefusedWithTheReasonForTheOthers) {
+  for (const Backend* backend : all_backends()) {
+    NumericsRequest request = usual_request(*backend);
+    request.level = NumericsLevel::replay;
+    EXPECT_FALSE(backend->replay.note.empty()) << backend->name;
+    if (backend->replay.evidence != ReplayEvidence::none) {
+      EXPECT_NO_THROW(numerics_for(*backend, request)) << backend->name;
+      continue;
     }
-    return chosen;
-  };
-  EXPECT_THAT(names({}), ::testing::ElementsAre("flashinfer_mxfp8", "cutedsl_mxfp8"));
-  EXPECT_THAT(names({"mode=two"}), ::testing::ElementsAre("flashinfer_mxfp4", "cutedsl_mxfp8"));
-  backend.quantizers[0].when = "gated";
-  EXPECT_EQ(error_of([&] { names({}); }),
-            "sample: has a quantizer when 'gated', which is no option's value");
+    EXPECT_EQ(error_of([&] { numerics_for(*backend, request); }),
+              fmt::format("{}: cannot be replayed: {}; take --numerics backend", backend->name,
+                          backend->replay.note));
+  }
 }
 
 }  // namespace

@@ -1,0 +1,263 @@
+#include "engine/combine.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <optional>
+
+#include "engine/exact/linear_form.hpp"
+#include "engine/exact/rounding.hpp"
+#include "engine/kernel_rounding.hpp"
+#include "quant/dequantize.hpp"
+#include "quant/gpu/functions.hpp"
+#include "quant/parallel.hpp"
+
+namespace moeref {
+namespace {
+
+std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+/// One slot of a token, its expert here.
+struct SlotTerm {
+  std::int64_t slot = 0;   ///< of the layer
+  std::size_t number = 0;  ///< of the token
+  float weight = 1.0f;
+  ScaledMatrix bias;  ///< of GEMM2, if the combine adds it
+};
+
+std::vector<SlotTerm> terms_of(const CombineNumerics& numerics, const CombineInputs& inputs,
+                               std::int64_t token) {
+  const Route& route = inputs.route;
+  std::vector<SlotTerm> terms;
+  for (std::int64_t k = 0; k < route.top_k; ++k) {
+    const std::int64_t slot = token * route.top_k + k;
+    const std::int64_t expert = route.ids[to_size(slot)] - inputs.layer.first_expert;
+    if (route.ids[to_size(slot)] < 0 || expert < 0 || expert >= inputs.layer.local_experts()) {
+      continue;
+    }
+    SlotTerm term;
+    term.slot = slot;
+    term.number = to_size(k);
+    if (inputs.router_weight == WeightPoint::combine) {
+      term.weight = kernel_rounded(inputs.weights, route.weights[to_size(slot)]);
+    }
+    if (numerics.adds_bias) term.bias = inputs.layer.experts[to_size(expert)].down_bias;
+    terms.push_back(term);
+  }
+  return terms;
+}
+
+struct Scratch {
+  exact::LinearForm form;
+  std::vector<float> y;         ///< [slots, width]
+  std::vector<float> bias;      ///< [slots, width]
+  std::vector<float> residual;  ///< [width]
+  std::vector<float> out;       ///< [width]
+  std::vector<float> slots;     ///< [power of two]
+};
+
+/// The f32 operations of a kernel, with or without flush.
+struct Operations {
+  bool flushes;
+  float plus(float a, float b) const {
+    return flushes ? gpu::add_ftz(a, b) : gpu::canonical(a + b);
+  }
+  float times(float a, float b) const { return flushes ? gpu::mul_ftz(a, b) : gpu::mul(a, b); }
+  float fused(float a, float b, float c) const {
+    return flushes ? gpu::fma_ftz(a, b, c) : gpu::fma(a, b, c);
+  }
+};
+
+/// One column of one token.
+class Column {
+ public:
+  Column(const CombineNumerics& numerics, const CombineInputs& inputs, Format output,
+         const std::vector<SlotTerm>& terms, Scratch& scratch)
+      : numerics_(numerics),
+        inputs_(inputs),
+        output_(output),
+        terms_(terms),
+        scratch_(scratch),
+        op_{numerics.flushes} {}
+
+  float exact(std::int64_t col) {
+    exact::LinearForm& form = scratch_.form;
+    form.clear();
+    double ieee = 0.0;
+    for (std::size_t i = 0; i < terms_.size(); ++i) {
+      const double weight = terms_[i].weight;
+      form.add_product(weight, y(i, col));
+      ieee += weight * y(i, col);
+      if (!terms_[i].bias) continue;
+      form.add_product(weight, bias(i, col));
+      ieee += weight * bias(i, col);
+    }
+    const bool scales = numerics_.scaling == ScalingPoint::in_sum;
+    const double scaling = scales ? inputs_.scaling : 1.0;
+    const double residual = inputs_.residual != nullptr ? scratch_.residual[to_size(col)] : 0.0;
+    form.multiply_by(scaling);
+    form.add(residual);
+    ieee = ieee * scaling + residual;
+    return std::isfinite(ieee) ? form.round(output_)
+           : std::isnan(ieee)  ? exact::canonical_nan()
+                               : static_cast<float>(ieee);
+  }
+
+  float weighted_fma(std::int64_t col) const {
+    float sum = 0.0f;
+    for (std::size_t i = 0; i < terms_.size(); ++i) {
+      const float value = terms_[i].bias ? op_.plus(y(i, col), bias(i, col)) : y(i, col);
+      sum = op_.fused(terms_[i].weight, value, sum);
+    }
+    return scaled(sum);
+  }
+
+  float sum(std::int64_t col) const {
+    // A slot without an expert here holds a row of zeros.
+    const auto count = to_size(inputs_.route.top_k);
+    float sum = numerics_.starts_at_zero ? op_.plus(0.0f, slot_value(0, col)) : slot_value(0, col);
+    for (std::size_t k = 1; k < count; ++k) sum = op_.plus(sum, slot_value(k, col));
+    return scaled(sum);
+  }
+
+  float folded_sum(std::int64_t col) {
+    const auto count = to_size(inputs_.route.top_k);
+    const int bits = static_cast<int>(std::bit_width(count - 1));
+    std::vector<float>& u = scratch_.slots;
+    u.assign(std::size_t{1} << bits, 0.0f);
+    for (std::size_t k = 0; k < count; ++k) u[k] = slot_value(k, col);
+    const auto fold = [&](int bit) {
+      const std::size_t step = std::size_t{1} << bit;
+      for (std::size_t k = 0; k < u.size(); ++k) {
+        if ((k & step) == 0) u[k] = op_.plus(u[k], u[k | step]);
+      }
+    };
+    for (int bit = numerics_.fold_from - 1; bit >= 0; --bit) fold(bit);
+    for (int bit = bits - 1; bit >= numerics_.fold_from; --bit) fold(bit);
+    return scaled(u.front());
+  }
+
+  /// Rounded to the output type after each slot.
+  float running(std::int64_t col, bool weighs) const {
+    float sum = 0.0f;
+    for (std::size_t i = 0; i < terms_.size(); ++i) {
+      const float value =
+          weighs ? kernel_rounded(output_, gpu::mul(terms_[i].weight, y(i, col))) : y(i, col);
+      sum = kernel_rounded(output_, gpu::canonical(sum + value));
+    }
+    return sum;
+  }
+
+ private:
+  float y(std::size_t i, std::int64_t col) const {
+    return scratch_.y[i * to_size(inputs_.gemm2.cols()) + to_size(col)];
+  }
+  float bias(std::size_t i, std::int64_t col) const {
+    return scratch_.bias[i * to_size(inputs_.gemm2.cols()) + to_size(col)];
+  }
+  /// Of the slot number k of the token, +0 if it has no expert here.
+  float slot_value(std::size_t k, std::int64_t col) const {
+    for (std::size_t i = 0; i < terms_.size(); ++i) {
+      if (terms_[i].number == k) return y(i, col);
+    }
+    return 0.0f;
+  }
+  float scaled(float sum) const {
+    const bool here = numerics_.scaling == ScalingPoint::in_sum && inputs_.scaling != 1.0f;
+    return kernel_rounded(output_, here ? op_.times(sum, inputs_.scaling) : sum);
+  }
+
+  const CombineNumerics& numerics_;
+  const CombineInputs& inputs_;
+  Format output_;
+  const std::vector<SlotTerm>& terms_;
+  Scratch& scratch_;
+  Operations op_;
+};
+
+void read_slots(const CombineInputs& inputs, const std::vector<SlotTerm>& terms, std::int64_t token,
+                Scratch& scratch) {
+  const auto width = to_size(inputs.gemm2.cols());
+  scratch.y.resize(terms.size() * width);
+  scratch.bias.assign(terms.size() * width, 0.0f);
+  for (std::size_t i = 0; i < terms.size(); ++i) {
+    inputs.gemm2.get(terms[i].slot, 0, std::span(scratch.y).subspan(i * width, width));
+    for (std::size_t col = 0; terms[i].bias && col < width; ++col) {
+      scratch.bias[i * width + col] =
+          static_cast<float>(element_at(terms[i].bias, 0, static_cast<std::int64_t>(col)));
+    }
+  }
+  if (inputs.residual == nullptr) return;
+  scratch.residual.resize(width);
+  inputs.residual->get(token, 0, scratch.residual);
+}
+
+float round_again(const CombineNumerics& numerics, float scaling, Format output, float value) {
+  if (numerics.scaling != ScalingPoint::after_sum || scaling == 1.0f) return value;
+  return kernel_rounded(output, gpu::mul(value, scaling));
+}
+
+}  // namespace
+
+Rows combine(const CombineNumerics& numerics, NumericsLevel level, const CombineInputs& inputs,
+             Format output, int threads) {
+  const std::int64_t width = inputs.gemm2.cols();
+  Rows out("combine", output, inputs.route.tokens, width);
+  parallel_for<Scratch>(inputs.route.tokens, threads, [&](std::int64_t token, Scratch& scratch) {
+    const std::vector<SlotTerm> terms = terms_of(numerics, inputs, token);
+    read_slots(inputs, terms, token, scratch);
+    Column column(numerics, inputs, output, terms, scratch);
+    scratch.out.resize(to_size(width));
+    for (std::int64_t col = 0; col < width; ++col) {
+      float value = 0.0f;
+      if (numerics.form == CombineForm::running || numerics.form == CombineForm::atomic_add) {
+        value = column.running(col, numerics.form == CombineForm::running);
+      } else if (level != NumericsLevel::replay || numerics.form == CombineForm::exact) {
+        value = column.exact(col);
+      } else if (numerics.form == CombineForm::weighted_fma) {
+        value = column.weighted_fma(col);
+      } else if (numerics.form == CombineForm::folded_sum) {
+        value = column.folded_sum(col);
+      } else {
+        value = column.sum(col);
+      }
+      scratch.out[to_size(col)] = round_again(numerics, inputs.scaling, output, value);
+    }
+    out.put(token, 0, scratch.out);
+  });
+  return out;
+}
+
+Rows join_shared(const CombineNumerics& numerics, float scaling, Rows routed, const Rows* shared) {
+  const bool scales = numerics.scaling == ScalingPoint::with_shared && scaling != 1.0f;
+  if (shared == nullptr && !scales) return routed;
+  const Format output = routed.format();
+  Rows out("final", output, routed.rows(), routed.cols());
+  std::vector<float> sum(to_size(routed.cols()));
+  std::vector<float> addend(sum.size());
+  exact::LinearForm form;
+  for (std::int64_t row = 0; row < routed.rows(); ++row) {
+    routed.get(row, 0, sum);
+    if (shared != nullptr) shared->get(row, 0, addend);
+    for (std::size_t col = 0; col < sum.size(); ++col) {
+      if (!scales) {
+        // In f32, then in 8 or 11 bits: as if rounded once, since 24 >= 2 * 11 + 2.
+        sum[col] = kernel_rounded(output, sum[col] + addend[col]);
+        continue;
+      }
+      const double ieee = static_cast<double>(sum[col]) * scaling + addend[col];
+      if (!std::isfinite(ieee)) {
+        sum[col] = std::isnan(ieee) ? exact::canonical_nan() : static_cast<float>(ieee);
+        continue;
+      }
+      form.clear();
+      form.add_product(scaling, sum[col]);
+      form.add(addend[col]);
+      sum[col] = form.round(output);
+    }
+    out.put(row, 0, sum);
+  }
+  return out;
+}
+
+}  // namespace moeref

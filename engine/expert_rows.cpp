@@ -1,0 +1,207 @@
+#include "engine/expert_rows.hpp"
+
+#include <cmath>
+
+#include "engine/exact/rounding.hpp"
+#include "engine/gpu_activation.hpp"
+#include "engine/kernel_rounding.hpp"
+#include "quant/dequantize.hpp"
+#include "quant/gpu/functions.hpp"
+#include "quant/parallel.hpp"
+
+namespace moeref {
+namespace {
+
+std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+float capped(float x, float limit) { return x > limit ? limit : x; }
+float clamped(float x, float limit) { return x > limit ? limit : (x < -limit ? -limit : x); }
+
+gpu::MoeActivation flashinfer_kind(const ActivationNumerics& numerics,
+                                   const ActivationParameters& parameters) {
+  switch (parameters.form) {
+    case ActivationForm::relu2:
+      return gpu::MoeActivation::relu2;
+    case ActivationForm::silu_clamp_after:
+      return gpu::MoeActivation::swiglu_step;
+    default:
+      return numerics.is_parametric ? gpu::MoeActivation::swiglu_bias : gpu::MoeActivation::swiglu;
+  }
+}
+
+/// The f32 value that the kernel rounds to its output type.
+float kernel_activation(const ActivationNumerics& numerics, const ActivationParameters& p,
+                        float gate, float up) {
+  const gpu::ActivationParameters parameters{p.alpha, p.beta, p.limit};
+  switch (numerics.kernel) {
+    case ActivationKernel::flashinfer_cutlass: {
+      const gpu::MoeActivation kind = flashinfer_kind(numerics, p);
+      const float first = kind == gpu::MoeActivation::relu2 ? up : gate;
+      return gpu::flashinfer_moe_activation(kind, first, up, parameters);
+    }
+    case ActivationKernel::sgl_fast:
+      return gpu::silu_and_mul_fast(gate, up);
+    case ActivationKernel::sgl_precise:
+      return gpu::silu_and_mul_precise(gate, up);
+    case ActivationKernel::triton:
+      return gpu::mul(kernel_rounded(numerics.output, gpu::silu_triton(gate)), up);
+    case ActivationKernel::compiled:
+      return p.form == ActivationForm::silu_clamp_after
+                 ? gpu::silu_clamp_after_compiled(gate, up, p.limit)
+                 : gpu::gptoss_compiled(gate, up, parameters);
+    case ActivationKernel::plain:
+      break;
+  }
+  return gpu::relu2_plain(up);
+}
+
+float exact_activation(const ActivationNumerics& numerics, const ActivationParameters& p,
+                       float gate, float up) {
+  const bool gated = is_gated(p.form);
+  if (numerics.clamp_nan == ClampNan::dropped && gated && numerics.is_parametric) {
+    if (std::isnan(gate)) gate = p.limit;
+    if (std::isnan(up)) up = p.limit;
+  }
+  if (!numerics.rounds_silu || !gated) return activate(p, gate, up, numerics.output);
+  const ActivationParameters silu{ActivationForm::silu};
+  const float s = activate(silu, 0.0f, capped(gate, p.limit), numerics.output);
+  return exact::round_to(numerics.output, static_cast<double>(s) * clamped(up, p.limit));
+}
+
+std::vector<float> bias_values(const ScaledMatrix& bias) {
+  std::vector<float> values;
+  for (std::int64_t i = 0; bias && i < bias.cols; ++i) {
+    values.push_back(static_cast<float>(element_at(bias, 0, i)));
+  }
+  return values;
+}
+
+float with_bias(NumericsLevel level, float value, const std::vector<float>& bias, std::size_t i) {
+  if (bias.empty()) return value;
+  return level == NumericsLevel::replay ? gpu::add_ftz(value, bias[i]) : value + bias[i];
+}
+
+void put_gemm1(const ExpertStages& stages, std::int64_t row, std::span<const float> gate,
+               std::span<const float> up) {
+  if (stages.gemm1 == nullptr) return;
+  const auto width = static_cast<std::int64_t>(up.size());
+  switch (gate.empty() ? GateOrder::none : stages.order) {
+    case GateOrder::none:
+      stages.gemm1->put(row, 0, up);
+      return;
+    case GateOrder::up_gate:
+      stages.gemm1->put(row, 0, up);
+      stages.gemm1->put(row, width, gate);
+      return;
+    case GateOrder::interleaved:
+      stages.gemm1->put(row, 0, gate, 2);
+      stages.gemm1->put(row, 1, up, 2);
+      return;
+    case GateOrder::gate_up:
+    case GateOrder::separate:
+      stages.gemm1->put(row, 0, gate);
+      stages.gemm1->put(row, width, up);
+      return;
+  }
+}
+
+/// Rows as they are read back from codes.
+std::vector<float> through_codes(const ActivationQuantizer& quantizer, std::vector<float> values,
+                                 std::int64_t rows, std::int64_t cols, int threads) {
+  Rows stored("gemm1", Format::f32, rows, cols);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    stored.put(row, 0, std::span(values).subspan(to_size(row * cols), to_size(cols)));
+  }
+  const StageOperand codes = quantized_operand(quantizer, stored, {}, {}, threads);
+  dequantize(codes.matrix, DequantizeOrder::once, Format::f32, values);
+  return values;
+}
+
+std::vector<float> selected(const std::vector<float>& values, std::span<const std::int64_t> rows) {
+  std::vector<float> result;
+  if (values.empty()) return result;
+  for (const std::int64_t row : rows) result.push_back(values[to_size(row)]);
+  return result;
+}
+
+}  // namespace
+
+float layer_activation(const ActivationNumerics& numerics, NumericsLevel level,
+                       const ActivationParameters& parameters, float gate, float up) {
+  if (level != NumericsLevel::replay) return exact_activation(numerics, parameters, gate, up);
+  return kernel_rounded(numerics.output, kernel_activation(numerics, parameters, gate, up));
+}
+
+void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertView& view,
+                    const StageOperand& x, const ExpertBatch& batch, const ExpertStages& stages,
+                    int threads, GemmStatistics* statistics) {
+  const Expert& expert = *view.expert;
+  const std::int64_t width = expert.up.rows;
+  const std::int64_t count = std::ssize(batch.sources);
+  const LayerGemm gemm(numerics.gemm1, level, x.matrix, batch.sources, x.whole_scale);
+  std::vector<float> scales = selected(x.row_scales, batch.sources);
+  GemmArguments arguments;
+  if (numerics.router_weight == WeightPoint::input)
+    scales.assign(batch.weights.begin(), batch.weights.end());
+  if (numerics.router_weight == WeightPoint::gemm1) arguments.row_weights = batch.weights;
+  arguments.row_scales = scales;
+  const auto multiply = [&](const ScaledMatrix& weight, const ScaledMatrix& bias, float factor) {
+    std::vector<float> out(to_size(count * width));
+    arguments.factor = factor;
+    arguments.bias = numerics.activation.adds_bias ? ScaledMatrix{} : bias;
+    gemm.run(weight, arguments, out.data(), width, threads, statistics);
+    return out;
+  };
+  const auto stored = [&](std::vector<float> values) {
+    return numerics.gemm1_output
+               ? through_codes(numerics.gemm1_output, std::move(values), count, width, threads)
+               : values;
+  };
+  std::vector<float> gate;
+  if (expert.gate) gate = stored(multiply(expert.gate, expert.gate_bias, view.gate_factor));
+  const std::vector<float> up = stored(multiply(expert.up, expert.up_bias, view.up_factor));
+
+  const bool adds = numerics.activation.adds_bias;
+  const std::vector<float> gate_bias = bias_values(adds ? expert.gate_bias : ScaledMatrix{});
+  const std::vector<float> up_bias = bias_values(adds ? expert.up_bias : ScaledMatrix{});
+  struct Scratch {
+    std::vector<float> act;
+  };
+  parallel_for<Scratch>(count, threads, [&](std::int64_t i, Scratch& scratch) {
+    const auto row = [&](const std::vector<float>& values) {
+      return values.empty() ? std::span<const float>()
+                            : std::span(values).subspan(to_size(i * width), to_size(width));
+    };
+    const std::span<const float> gates = row(gate);
+    const std::span<const float> ups = row(up);
+    scratch.act.resize(to_size(width));
+    for (std::size_t col = 0; col < to_size(width); ++col) {
+      const float g = gates.empty() ? 0.0f : with_bias(level, gates[col], gate_bias, col);
+      scratch.act[col] = layer_activation(numerics.activation, level, view.activation, g,
+                                          with_bias(level, ups[col], up_bias, col));
+    }
+    put_gemm1(stages, batch.results[to_size(i)], gates, ups);
+    stages.act->put(batch.results[to_size(i)], 0, scratch.act);
+  });
+}
+
+void run_second_half(const Numerics& numerics, NumericsLevel level, const ExpertView& view,
+                     const StageOperand& x, const ExpertBatch& batch, Rows& gemm2, int threads,
+                     GemmStatistics* statistics) {
+  const Expert& expert = *view.expert;
+  const std::int64_t width = expert.down.rows;
+  const LayerGemm gemm(numerics.gemm2, level, x.matrix, batch.sources, x.whole_scale);
+  const std::vector<float> scales = selected(x.row_scales, batch.sources);
+  GemmArguments arguments;
+  arguments.factor = view.down_factor;
+  arguments.row_scales = scales;
+  arguments.bias = expert.down_bias;
+  if (numerics.router_weight == WeightPoint::gemm2) arguments.row_weights = batch.weights;
+  std::vector<float> out(batch.sources.size() * to_size(width));
+  gemm.run(expert.down, arguments, out.data(), width, threads, statistics);
+  for (std::size_t i = 0; i < batch.results.size(); ++i) {
+    gemm2.put(batch.results[i], 0, std::span(out).subspan(i * to_size(width), to_size(width)));
+  }
+}
+
+}  // namespace moeref

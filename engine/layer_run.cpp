@@ -1,0 +1,258 @@
+#include "engine/layer_run.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "engine/combine.hpp"
+#include "engine/kernel_rounding.hpp"
+#include "quant/row_decoder.hpp"
+
+namespace moeref {
+namespace {
+
+std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+/// Slots (token * top_k + slot) of each local expert, in order.
+std::vector<std::vector<std::int64_t>> group_by_expert(const MoeLayer& layer, const Route& route) {
+  std::vector<std::vector<std::int64_t>> groups(layer.experts.size());
+  for (std::size_t slot = 0; slot < route.ids.size(); ++slot) {
+    const std::int64_t expert = route.ids[slot] - layer.first_expert;
+    if (route.ids[slot] < 0 || expert < 0 || expert >= layer.local_experts()) continue;
+    groups[to_size(expert)].push_back(static_cast<std::int64_t>(slot));
+  }
+  return groups;
+}
+
+ExpertView view_of(const KernelLayer& kernel, std::size_t expert) {
+  const auto one = [expert](const std::vector<float>& factors) {
+    return factors.empty() ? 1.0f : factors[expert];
+  };
+  return {&kernel.layer.experts[expert],
+          parameters_for(kernel.layer.activation, static_cast<std::int64_t>(expert)),
+          one(kernel.gate_factors), one(kernel.up_factors), one(kernel.down_factors)};
+}
+
+Rows copied(const ScaledMatrix& x, Format format, std::int64_t width) {
+  Rows rows(x.name, format, x.rows, width);
+  const RowDecoder decode(x, /*clears_minus_zero=*/false);
+  std::vector<float> values(to_size(x.cols));
+  for (std::int64_t row = 0; row < x.rows; ++row) {
+    decode(row, 1, values.data());
+    rows.put(row, 0, values);
+  }
+  return rows;
+}
+
+/// body(batch) for rows 0 .. rows - 1, some at a time.
+template <typename Body>
+void for_each_rows(std::int64_t rows, Body body) {
+  for (std::int64_t first = 0; first < rows; first += kRowBatch) {
+    std::vector<std::int64_t> batch(to_size(std::min(rows - first, kRowBatch)));
+    std::iota(batch.begin(), batch.end(), first);
+    body(ExpertBatch{batch, batch, {}});
+  }
+}
+
+}  // namespace
+
+LayerRun::LayerRun(const KernelLayer& kernel, const Route& route, const Numerics& numerics,
+                   NumericsLevel level, const ForwardOptions& options, ForwardResult& result)
+    : kernel_(kernel),
+      layer_(kernel.layer),
+      route_(route),
+      numerics_(numerics),
+      level_(level),
+      options_(options),
+      result_(result),
+      groups_(group_by_expert(layer_, route)) {
+  for (const auto& group : groups_) {
+    expert_order_.insert(expert_order_.end(), group.begin(), group.end());
+  }
+}
+
+Rows LayerRun::padded(const ScaledMatrix& tokens) const {
+  const bool any = numerics_.activations == Format::f32;
+  return copied(tokens, any ? tokens.codes.format : numerics_.activations, layer_.expert_width());
+}
+
+StageOperand LayerRun::input(const ScaledMatrix& tokens) {
+  if (!numerics_.input) return plain_operand(tokens);
+  StageOperand operand = quantized_operand(numerics_.input, padded(tokens),
+                                           scales_for(numerics_.input), {}, options_.threads);
+  keep("a1_q", operand.codes("a1_q"));
+  keep("a1_s", operand.scales("a1_s"));
+  return operand;
+}
+
+Rows LayerRun::first_half(const StageOperand& x) {
+  const std::int64_t width = layer_.intermediate;
+  Rows act("act", numerics_.activation.output, slots(), width);
+  Rows gemm1;
+  if (options_.keep_stages) {
+    gemm1 = Rows("gemm1", numerics_.gemm1.output, slots(), layer_.gated() ? 2 * width : width);
+  }
+  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, kernel_.order, &act};
+  for_each_batch(0, [&](const ExpertView& expert, const ExpertBatch& slots_of) {
+    std::vector<std::int64_t> tokens;
+    for (const std::int64_t slot : slots_of.results) tokens.push_back(slot / route_.top_k);
+    const ExpertBatch batch{tokens, slots_of.results, slots_of.weights};
+    run_first_half(numerics_, level_, expert, x, batch, stages, options_.threads, statistics());
+  });
+  keep_slots("gemm1", gemm1);
+  return act;
+}
+
+StageOperand LayerRun::between(const Rows& act) {
+  const ActivationQuantizer& quantizer = numerics_.intermediate;
+  if (!quantizer) {
+    keep_slots("act", act);
+    return plain_operand(act.matrix());
+  }
+  StageOperand operand =
+      quantized_operand(quantizer, act, scales_for(quantizer), groups_, options_.threads);
+  if (quantizer.fused) {
+    keep_slots("act", operand.codes("act"));
+    return operand;
+  }
+  keep_slots("act", act);
+  keep_slots("a2_q", operand.codes("a2_q"));
+  if (operand.whole_scale) {
+    keep("a2_s", operand.scales("a2_s"));
+  } else {
+    keep_slots("a2_s", operand.scales("a2_s"));
+  }
+  return operand;
+}
+
+Rows LayerRun::second_half(const StageOperand& x) {
+  Rows gemm2("gemm2", numerics_.gemm2.output, slots(), layer_.expert_width());
+  for_each_batch(layer_.local_experts(), [&](const ExpertView& expert, const ExpertBatch& batch) {
+    run_second_half(numerics_, level_, expert, x, batch, gemm2, options_.threads, statistics());
+  });
+  keep_slots("gemm2", gemm2);
+  return gemm2;
+}
+
+Rows LayerRun::shared_expert(const ScaledMatrix& hidden) {
+  const Expert& shared = *layer_.shared;
+  const Numerics numerics = shared_numerics();
+  // Another kernel computes it, which is not replayed.
+  const NumericsLevel level = level_ == NumericsLevel::replay ? NumericsLevel::backend : level_;
+  const ExpertView view{&shared, parameters_for(layer_.shared_activation, 0)};
+  const std::int64_t width = shared.up.rows;
+  Rows gemm1("shared_gemm1", numerics.gemm1.output, hidden.rows, width * (shared.gate ? 2 : 1));
+  Rows act("shared_act", numerics.activation.output, hidden.rows, width);
+  Rows gemm2("shared_gemm2", numerics.gemm2.output, hidden.rows, shared.down.rows);
+  const StageOperand x = quantized_or_plain(numerics.input, hidden);
+  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, GateOrder::gate_up, &act};
+  for_each_rows(hidden.rows, [&](const ExpertBatch& batch) {
+    run_first_half(numerics, level, view, x, batch, stages, options_.threads, statistics());
+  });
+  const StageOperand a = quantized_or_plain(numerics.intermediate, act.matrix());
+  for_each_rows(hidden.rows, [&](const ExpertBatch& batch) {
+    run_second_half(numerics, level, view, a, batch, gemm2, options_.threads, statistics());
+  });
+  keep_rows(gemm1);
+  keep_rows(act);
+  keep_rows(gemm2);
+  return gemm2;
+}
+
+Rows LayerRun::combined(const Rows& gemm2, const Rows* residual, Format output) {
+  const CombineInputs inputs{
+      layer_,  route_, gemm2, numerics_.router_weight, numerics_.weights, options_.routed_scaling,
+      residual};
+  return combine(numerics_.combine, level_, inputs, output, options_.threads);
+}
+
+void LayerRun::keep_rows(const Rows& rows) {
+  if (!options_.keep_stages) return;
+  keep(rows.name(), rows.tensor(rows.name(), {rows.rows(), rows.cols()}));
+}
+
+/// The calibrated scales that a quantizer takes; none if they are not prepared.
+std::vector<float> LayerRun::scales_for(const ActivationQuantizer& quantizer) const {
+  const auto found = kernel_.scalars.find(quantizer.scale);
+  std::vector<float> scales;
+  if (found != kernel_.scalars.end()) scales = found->second;
+  for (float& scale : scales) scale = quantizer.inverts_scale ? 1.0f / scale : scale;
+  return scales;
+}
+
+/// The layer's, without what belongs to routed experts: router weights, prepared factors,
+/// calibrated scales (the shared expert has its own).
+Numerics LayerRun::shared_numerics() const {
+  Numerics numerics = numerics_;
+  numerics.router_weight = WeightPoint::combine;
+  numerics.gemm1_output = {};
+  numerics.gemm1.factor = SumFactor::scales;
+  numerics.gemm2.factor = SumFactor::scales;
+  numerics.gemm1.bias = GemmBias::added;
+  numerics.gemm2.bias = GemmBias::added;
+  numerics.activation.adds_bias = false;
+  for (ActivationQuantizer* quantizer : {&numerics.input, &numerics.intermediate}) {
+    if (!quantizer->scale.empty()) *quantizer = {};
+  }
+  if (numerics.activations != Format::f32) {
+    numerics.gemm1.output = numerics.activations;
+    numerics.activation.output = numerics.activations;
+    numerics.gemm2.output = numerics.activations;
+  }
+  return numerics;
+}
+
+StageOperand LayerRun::quantized_or_plain(const ActivationQuantizer& quantizer,
+                                          const ScaledMatrix& x) {
+  if (!quantizer) return plain_operand(x);
+  return quantized_operand(quantizer, copied(x, x.codes.format, x.cols), {}, {}, options_.threads);
+}
+
+void LayerRun::keep(std::string name, Tensor tensor) {
+  if (options_.keep_stages) result_.stages.push_back({std::move(name), std::move(tensor)});
+}
+
+void LayerRun::keep_slots(const std::string& name, const Rows& rows) {
+  if (options_.keep_stages) keep_slots(name, rows.tensor(name, {rows.rows(), rows.cols()}));
+}
+
+/// A stage with one row a slot, in the order of the kernel's rows.
+void LayerRun::keep_slots(const std::string& name, Tensor tensor) {
+  if (!options_.keep_stages) return;
+  const std::int64_t width = tensor.shape.back();
+  if (numerics_.rows == RowOrder::slots) {
+    tensor.shape = {route_.tokens, route_.top_k, width};
+    return keep(name, std::move(tensor));
+  }
+  const std::size_t row_bytes = tensor.bytes.size() / to_size(std::max<std::int64_t>(slots(), 1));
+  std::vector<std::byte> sorted;
+  for (const std::int64_t slot : expert_order_) {
+    const auto from = tensor.bytes.begin() + static_cast<std::ptrdiff_t>(to_size(slot) * row_bytes);
+    sorted.insert(sorted.end(), from, from + static_cast<std::ptrdiff_t>(row_bytes));
+  }
+  tensor.shape = {std::ssize(expert_order_), width};
+  tensor.bytes = std::move(sorted);
+  keep(name, std::move(tensor));
+}
+
+/// body(expert, batch) for the slots of each expert, some rows at a time.
+template <typename Body>
+void LayerRun::for_each_batch(std::int64_t done, Body body) {
+  for (std::size_t expert = 0; expert < groups_.size(); ++expert) {
+    const std::span<const std::int64_t> all = groups_[expert];
+    const ExpertView view = view_of(kernel_, expert);
+    for (std::size_t first = 0; first < all.size(); first += to_size(kRowBatch)) {
+      const auto part = all.subspan(first, std::min(all.size() - first, to_size(kRowBatch)));
+      std::vector<float> weights;
+      for (const std::int64_t slot : part) {
+        weights.push_back(kernel_rounded(numerics_.weights, route_.weights[to_size(slot)]));
+      }
+      body(view, ExpertBatch{part, part, weights});
+    }
+    if (options_.progress) {
+      options_.progress(done + static_cast<std::int64_t>(expert) + 1, 2 * layer_.local_experts());
+    }
+  }
+}
+
+}  // namespace moeref
