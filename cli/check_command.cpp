@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <map>
 #include <optional>
 
 #include "cli/commands.hpp"
 #include "cli/compare.hpp"
+#include "cli/golden_job.hpp"
 #include "io/safetensors.hpp"
 #include "quant/error.hpp"
 
@@ -16,13 +19,15 @@ namespace {
 struct Arguments {
   std::string actual;
   std::string golden;
+  std::string checkpoint;
   std::vector<std::string> tensors;
 };
 
 // Results in the order in which a layer computes them: the first that differs is where to look.
-constexpr std::array<std::string_view, 12> kStageOrder{
-    "router_logits", "topk_ids",     "topk_weights", "fc1",          "gemm1",   "act",
-    "gemm2",         "shared_gemm1", "shared_act",   "shared_gemm2", "combine", "final"};
+constexpr std::array<std::string_view, 16> kStageOrder{
+    "router_logits", "topk_ids",     "topk_weights", "fc1",  "a1_q",  "a1_s",
+    "gemm1",         "act",          "a2_q",         "a2_s", "gemm2", "shared_gemm1",
+    "shared_act",    "shared_gemm2", "combine",      "final"};
 
 bool is_stage(std::string_view tensor) {
   if (tensor.starts_with("out.")) tensor.remove_prefix(4);
@@ -47,7 +52,31 @@ const TensorView* find_ids(const SafetensorsFile& golden) {
   return golden.find("in.topk_ids");
 }
 
+/// What a stage is computed from, nearest first, as far as they are dumped.
+struct StageInputs {
+  std::string_view stage;
+  std::vector<std::string_view> inputs;  ///< any of them; empty = the layer's inputs
+};
+
+const std::vector<StageInputs>& stage_inputs() {
+  static const std::vector<StageInputs> all{
+      {"a1_q", {}},      {"a1_s", {}},      {"gemm1", {"a1_q"}},        {"act", {"gemm1"}},
+      {"a2_q", {"act"}}, {"a2_s", {"act"}}, {"gemm2", {"a2_q", "act"}}, {"final", {"gemm2"}},
+  };
+  return all;
+}
+
+/// Whether a stage that differs follows from the input that it had.
+struct Cause {
+  std::string stage;
+  std::string input;     ///< the dumped stage before it; empty = the layer's inputs
+  bool follows = false;  ///< recomputed from that input it is what the file holds
+  std::int64_t differing = 0;
+};
+
 struct Report {
+  std::vector<Cause> causes;  ///< of the stages that differ, in their order
+  std::string not_explained;  ///< why there are no causes, if stages differ
   std::vector<Comparison> comparisons;
   std::vector<std::string> not_compared;  ///< golden tensors that ACTUAL lacks
 
@@ -114,8 +143,94 @@ Report compare_files(const Arguments& arguments) {
   return report;
 }
 
+bool same_bytes(const TensorView& left, const TensorView& right) {
+  return left.dtype == right.dtype && left.bytes.size() == right.bytes.size() &&
+         std::equal(left.bytes.begin(), left.bytes.end(), right.bytes.begin());
+}
+
+std::int64_t count_differing(const TensorView& left, const TensorView& right) {
+  const std::size_t size = static_cast<std::size_t>(info(left.dtype).bits / 8);
+  std::int64_t count = 0;
+  for (std::size_t at = 0; at < left.bytes.size(); at += size) {
+    count += std::equal(left.bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                        left.bytes.begin() + static_cast<std::ptrdiff_t>(at + size),
+                        right.bytes.begin() + static_cast<std::ptrdiff_t>(at))
+                 ? 0
+                 : 1;
+  }
+  return count;
+}
+
+/// Recomputes each stage that differs from the stage before it that ACTUAL holds.
+void explain(const Arguments& arguments, const GlobalOptions& global, Report& report) {
+  const auto actual = SafetensorsFile::open(arguments.actual);
+  std::map<std::string, Tensor, std::less<>> given;
+  for (const StageInputs& entry : stage_inputs()) {
+    if (entry.stage == "final") continue;
+    if (const TensorView* found = find_actual(*actual, entry.stage)) {
+      given.emplace(entry.stage, Tensor{std::string(entry.stage),
+                                        found->dtype,
+                                        found->shape,
+                                        {found->bytes.begin(), found->bytes.end()}});
+    }
+  }
+  if (given.empty()) {
+    report.not_explained = "no stage is dumped";
+    return;
+  }
+  std::vector<Tensor> computed;
+  try {
+    GoldenJob job = read_golden_job(arguments.golden, arguments.checkpoint);
+    job.options.stages = true;
+    job.options.given = &given;
+    const ComputedCase result = compute_case(job.layer, job.inputs, job.options, global, "check");
+    computed = output_tensors(job.layer, result, job.options);
+  } catch (const Error& missing) {
+    report.not_explained = missing.what();
+    return;
+  }
+  for (const Comparison& comparison : report.comparisons) {
+    if (comparison.verdict == Verdict::identical) continue;
+    const auto entry =
+        std::find_if(stage_inputs().begin(), stage_inputs().end(),
+                     [&](const StageInputs& inputs) { return inputs.stage == comparison.tensor; });
+    if (entry == stage_inputs().end()) continue;
+    const auto input = std::find_if(entry->inputs.begin(), entry->inputs.end(),
+                                    [&](std::string_view name) { return given.contains(name); });
+    if (!entry->inputs.empty() && input == entry->inputs.end()) continue;
+    const TensorView* seen = find_actual(*actual, comparison.tensor);
+    const auto again = std::find_if(computed.begin(), computed.end(), [&](const Tensor& tensor) {
+      return tensor.name == "out." + comparison.tensor;
+    });
+    if (seen == nullptr || again == computed.end() || seen->dtype != again->dtype ||
+        seen->bytes.size() != again->bytes.size()) {
+      continue;
+    }
+    Cause cause;
+    cause.stage = comparison.tensor;
+    cause.input = entry->inputs.empty() ? "" : std::string(*input);
+    cause.follows = same_bytes(*seen, again->view());
+    cause.differing = cause.follows ? 0 : count_differing(*seen, again->view());
+    report.causes.push_back(std::move(cause));
+  }
+}
+
+std::string text_of(const Cause& cause) {
+  const std::string input =
+      cause.input.empty() ? "the layer's inputs" : fmt::format("the file's own {}", cause.input);
+  if (cause.follows) {
+    return fmt::format("{}: wrong input: recomputed from {} it is what the file holds", cause.stage,
+                       input);
+  }
+  return fmt::format(
+      "{}: computed something else: recomputed from {}, {} elements differ from the "
+      "file's",
+      cause.stage, input, cause.differing);
+}
+
 void run_check(const Arguments& arguments, const GlobalOptions& global) {
-  const Report report = compare_files(arguments);
+  Report report = compare_files(arguments);
+  if (report.first_differing() != nullptr) explain(arguments, global, report);
   const Verdict verdict = report.verdict();
   const Comparison* first = report.first_differing();
   if (global.json) {
@@ -123,6 +238,14 @@ void run_check(const Arguments& arguments, const GlobalOptions& global) {
                         {"tensors", nlohmann::json::array()},
                         {"not_compared", report.not_compared}};
     if (first != nullptr) json["first_differing"] = first->tensor;
+    json["causes"] = nlohmann::json::array();
+    for (const Cause& cause : report.causes) {
+      json["causes"].push_back({{"stage", cause.stage},
+                                {"input", cause.input},
+                                {"follows_from_input", cause.follows},
+                                {"differing", cause.differing}});
+    }
+    if (!report.not_explained.empty()) json["not_explained"] = report.not_explained;
     for (const Comparison& comparison : report.comparisons) {
       json["tensors"].push_back(to_json(comparison));
     }
@@ -132,6 +255,10 @@ void run_check(const Arguments& arguments, const GlobalOptions& global) {
     if (!report.not_compared.empty()) {
       fmt::print("not compared, absent in {}: {}\n", arguments.actual,
                  fmt::join(report.not_compared, ", "));
+    }
+    for (const Cause& cause : report.causes) fmt::print("{}\n", text_of(cause));
+    if (!report.not_explained.empty() && first != nullptr && report.comparisons.size() > 1) {
+      fmt::print("stages were not recomputed: {}\n", report.not_explained);
     }
     fmt::print("{}{}\n", name(verdict),
                first != nullptr ? ": the first difference is in " + first->tensor : "");
@@ -149,13 +276,18 @@ void add_check_command(CLI::App& app, const GlobalOptions& global) {
       ->required();
   command->add_option("golden", arguments->golden, "golden file that moeref golden wrote")
       ->required();
+  command->add_option(
+      "--checkpoint", arguments->checkpoint,
+      "the checkpoint of the golden file, if it is not where the file says: stages "
+      "that differ are computed again from the stage before them that ACTUAL holds");
   command->add_option("--tensor", arguments->tensors,
                       "compare only these: final, gemm1, act, gemm2, topk_ids, ...");
   command->footer(
       "Verdicts: identical (same bits), allowed (inside the bounds of a file made with golden\n"
       "--bounds; without bounds any other bit is wrong), wrong. The layer's output 'final' "
       "decides;\n"
-      "stages say where a difference begins. Exit code 0 for identical and allowed, 1 for wrong.\n"
+      "stages say where a difference begins, and whether a stage had a wrong input or computed\n"
+      "something else. Exit code 0 for identical and allowed, 1 for wrong.\n"
       "Examples:\n"
       "  moeref check gpu.safetensors golden/CASE.safetensors\n"
       "  moeref check gpu.safetensors golden/CASE.safetensors --tensor gemm1 --json");

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <optional>
 
 #include "cli/commands.hpp"
 #include "cli/layout_source.hpp"
@@ -26,6 +27,9 @@ struct Arguments {
   std::string layers = "*";
   std::string backends = "reference";
   std::vector<std::string> backend_options;
+  std::string numerics = "reference";
+  std::vector<std::string> kernel_options;
+  bool scales_in_combine = false;
   std::string tokens = "64";
   std::uint64_t seed = 0;
   std::string hidden;
@@ -55,11 +59,34 @@ struct Preparation {
   }
 };
 
+/// "_replay_BLOCK_SIZE_M=16"; nothing for reference.
+std::string numerics_name(const Arguments& arguments) {
+  if (arguments.numerics == "reference") return "";
+  std::string name = "_" + arguments.numerics;
+  for (const std::string& option : arguments.kernel_options) name += "_" + option;
+  return name + (arguments.scales_in_combine ? "_scaled" : "");
+}
+
+/// What the stages of a case are.
+std::string_view note_of(NumericsLevel level) {
+  switch (level) {
+    case NumericsLevel::reference:
+      return "every stage is the correctly rounded value of the exact result of its inputs";
+    case NumericsLevel::backend:
+      return "rounding points and quantizers of the backend; every stage is the correctly rounded "
+             "value of the exact result of its inputs";
+    case NumericsLevel::replay:
+      break;
+  }
+  return "the bits of the backend's kernel: its sums, roundings and approximate instructions";
+}
+
 std::string case_name(const std::string& model, const MoeLayer& layer, const LayerInputs& inputs,
                       const std::string& backend, const Shard& shard, const Arguments& arguments) {
   std::string name = fmt::format("{}_l{}_{}_t{}", model, layer.layer, backend, inputs.hidden.rows);
   name += arguments.hidden.empty() ? fmt::format("_s{}", arguments.seed)
                                    : "_" + fs::path(arguments.hidden).stem().string();
+  name += numerics_name(arguments);
   if (shard.tp_size > 1) name += fmt::format("_tp{}of{}", shard.tp_rank, shard.tp_size);
   if (shard.ep_size > 1) name += fmt::format("_ep{}of{}", shard.ep_rank, shard.ep_size);
   if (arguments.output != "bf16") name += "_" + arguments.output;
@@ -95,9 +122,7 @@ Written write_case(const fs::path& file, const fs::path& checkpoint, const MoeLa
   writer.write(file, {{"op", "moe_forward"},
                       {"params", metadata_text(params)},
                       {"source", std::string("moeref ") + kVersion},
-                      {"note",
-                       "every stage is the correctly rounded value of the exact result of "
-                       "its inputs"}});
+                      {"note", std::string(note_of(options.level))}});
   Written written{file, {}};
   written.report["file"] = file.string();
   params.erase("prepared");  // the report names the file, which has it
@@ -123,11 +148,14 @@ void print_summary(const Checkpoint& checkpoint, const std::vector<Written>& cas
                params["layer"].get<int>(), params["backend"].get<std::string>(),
                params["tokens"].get<int>(), params["top_k"].get<int>(),
                params["output"].get<std::string>(), params["numerics"].get<std::string>());
-    fmt::print("    {} exact dot products: {} in one f64 sum, {} split, {} wide, {} not finite\n",
-               dots["one_sum"].get<std::int64_t>() + dots["split"].get<std::int64_t>() +
-                   dots["wide"].get<std::int64_t>() + dots["not_finite"].get<std::int64_t>(),
-               dots["one_sum"].get<std::int64_t>(), dots["split"].get<std::int64_t>(),
-               dots["wide"].get<std::int64_t>(), dots["not_finite"].get<std::int64_t>());
+    const std::int64_t exact =
+        dots["one_sum"].get<std::int64_t>() + dots["split"].get<std::int64_t>() +
+        dots["wide"].get<std::int64_t>() + dots["not_finite"].get<std::int64_t>();
+    if (exact != 0) {
+      fmt::print("    {} exact dot products: {} in one f64 sum, {} split, {} wide, {} not finite\n",
+                 exact, dots["one_sum"].get<std::int64_t>(), dots["split"].get<std::int64_t>(),
+                 dots["wide"].get<std::int64_t>(), dots["not_finite"].get<std::int64_t>());
+    }
     fmt::print("    sha256 of the output {}\n", written.report["final_sha256"].get<std::string>());
     fmt::print("    -> {}\n", written.file.string());
   }
@@ -219,18 +247,21 @@ void write_layer(const Arguments& arguments, const GlobalOptions& global,
             : read_layer_inputs(arguments.hidden, layer.hidden);
     if (arguments.bounds) check_boundable(inputs);
     make_folder(folder);
-    // The numerics are the reference's whatever the backend: computed once.
-    const ComputedCase computed =
-        compute_case(layer, inputs, options, global,
-                     fmt::format("{} layer {}, {} tokens", model, layer.layer, inputs.hidden.rows));
+    std::optional<ComputedCase> computed;
     std::vector<Tensor> bounds;
-    if (arguments.bounds) bounds = bound_tensors(layer, inputs, computed, options, global);
     for (const Preparation& preparation : preparations) {
       options.backend = preparation.backend->name;
+      // Reference numerics are the same whatever the backend: computed once.
+      if (!computed || options.level != NumericsLevel::reference) {
+        computed = compute_case(
+            layer, inputs, options, global,
+            fmt::format("{} layer {}, {} tokens", model, layer.layer, inputs.hidden.rows));
+        if (arguments.bounds) bounds = bound_tensors(layer, inputs, *computed, options, global);
+      }
       const std::string name =
           case_name(model, layer, inputs, preparation.name(), options.shard, arguments);
       cases.push_back(write_case(folder / (name + ".safetensors"), checkpoint.folder(), layer,
-                                 inputs, options, arguments, computed, bounds, preparation.layer,
+                                 inputs, options, arguments, *computed, bounds, preparation.layer,
                                  global.threads));
     }
   }
@@ -250,6 +281,20 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   options.output = parse_output_format(arguments.output);
   options.stages = arguments.stages;
   options.weights = arguments.weights;
+  options.level = parse_level(arguments.numerics);
+  options.backend_options = arguments.backend_options;
+  options.kernel_options = arguments.kernel_options;
+  options.scales_in_combine = arguments.scales_in_combine;
+  if (arguments.bounds && options.level != NumericsLevel::reference) {
+    fail("--bounds",
+         "goes with --numerics reference: it holds for every kernel that computes in "
+         "f32, not for one backend's rounding points");
+  }
+  for (const Preparation& wanted : chosen) {
+    CaseOptions checked = options;
+    checked.backend = wanted.backend->name;
+    check_numerics(checked);
+  }
   if (layers.empty()) fail(checkpoint.folder().string(), "has no layer with experts");
 
   // What a backend refuses in a later layer is told before the first is computed.
@@ -286,11 +331,18 @@ void add_golden_command(CLI::App& app, const GlobalOptions& global) {
   command->add_option("--layer", arguments->layers,
                       "the model's own layer numbers: 3, 0,2,5-7 or * (default: all MoE layers)");
   command->add_option("--backend", arguments->backends,
-                      "whose weights --weights writes: names, or * for all that take the layer "
-                      "(default reference, the logical weights); outputs are computed with "
-                      "reference numerics for every backend");
+                      "names, or * for all that take the layer (default reference): whose kernels "
+                      "--numerics follows, whose weights --weights writes");
   command->add_option("--option", arguments->backend_options,
                       "options of the backend, key=value (see moeref layout list NAME)");
+  command->add_option("--numerics", arguments->numerics,
+                      "reference (default): one rounding a stage; backend: the backend's rounding "
+                      "points and quantizers; replay: the bits of its kernels");
+  command->add_option("--kernel", arguments->kernel_options,
+                      "what of the kernels decides bits, key=value (see moeref layout list NAME)");
+  command->add_flag("--scale-in-combine", arguments->scales_in_combine,
+                    "the model's routed scaling factor multiplies the sum of the experts, not the "
+                    "router weights");
   CLI::Option* tokens =
       command->add_option("--tokens", arguments->tokens, "token counts: 64, 1,7,64 (default 64)");
   CLI::Option* seed = command->add_option("--seed", arguments->seed,
@@ -315,7 +367,9 @@ void add_golden_command(CLI::App& app, const GlobalOptions& global) {
       "Examples:\n"
       "  moeref golden gpt-oss-20b --layer 0 --tokens 1,64 --seed 7 --stages -o golden\n"
       "  moeref golden DeepSeek-V3 --layer 3-5 --hidden dump.safetensors --ep 2/8 -o golden\n"
-      "  moeref golden gpt-oss-20b --layer 0 --backend NAME --weights -o golden");
+      "  moeref golden gpt-oss-20b --layer 0 --backend NAME --weights -o golden\n"
+      "  moeref golden gpt-oss-20b --backend flashinfer_sm90_mxfp4 --numerics replay --stages -o "
+      "golden");
   command->callback([arguments, &global] { run_golden(*arguments, global); });
 }
 

@@ -2,9 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <optional>
+#include <utility>
+
 #include "cli/conform/sha256.hpp"
 #include "cli/progress.hpp"
 #include "engine/bounds/block.hpp"
+#include "io/json_file.hpp"
+#include "layout/kernel_view.hpp"
+#include "layout/prepare.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/formats.hpp"
@@ -12,9 +18,67 @@
 
 namespace moeref::cli {
 
-ComputedCase compute_case(const MoeLayer& layer, const LayerInputs& inputs,
+namespace {
+
+/// The layer as the backend's kernel reads what the backend prepares of it.
+struct PreparedRun {
+  KernelLayer kernel;
+  NumericsRequest request;
+};
+
+PreparedRun prepare_run(const MoeLayer& layer, const LayerInputs& inputs, std::int64_t top_k,
+                        const CaseOptions& options, float routed_scaling, int threads) {
+  const Backend& backend = find_backend(options.backend);
+  const PreparedLayer prepared =
+      plan_layer(backend, parse_options(backend, options.backend_options), layer, options.shard);
+  std::vector<Tensor> made;
+  for (const PreparedTensor& tensor : prepared.tensors) made.push_back(make(tensor, threads));
+  PreparedRun run;
+  run.kernel = prepared_kernel_layer(prepared, made, shard(layer, options.shard), threads);
+  run.request.shape = prepared.source->shape;
+  run.request.options = prepared.options;
+  run.request.kernel = parse_kernel_options(backend, options.kernel_options);
+  run.request.tokens = inputs.hidden.rows;
+  run.request.top_k = top_k;
+  run.request.routed_scaling = routed_scaling;
+  run.request.activation = run.kernel.layer.activation;
+  run.request.static_scales = !prepared.source->scalars.w13_input_scale.empty();
+  run.request.level = options.level;
+  return run;
+}
+
+}  // namespace
+
+NumericsLevel parse_level(const std::string& name) {
+  for (const NumericsLevel level :
+       {NumericsLevel::reference, NumericsLevel::backend, NumericsLevel::replay}) {
+    if (moeref::name(level) == name) return level;
+  }
+  fail("--numerics", "'{}' is not known; reference, backend or replay", one_line(name));
+}
+
+void check_numerics(const CaseOptions& options) {
+  const Backend& backend = find_backend(options.backend);
+  parse_options(backend, options.backend_options);
+  if (options.level == NumericsLevel::reference) {
+    if (!options.kernel_options.empty()) {
+      fail("--kernel", "'{}' goes with --numerics backend or replay",
+           one_line(options.kernel_options.front()));
+    }
+    return;
+  }
+  parse_kernel_options(backend, options.kernel_options);
+  if (options.level == NumericsLevel::replay && backend.replay.evidence == ReplayEvidence::none) {
+    fail(backend.name, "cannot be replayed: {}; take --numerics backend", backend.replay.note);
+  }
+}
+
+ComputedCase compute_case(const MoeLayer& given, const LayerInputs& inputs,
                           const CaseOptions& options, const GlobalOptions& global,
                           const std::string& label) {
+  MoeLayer layer = given;
+  const float scaling =
+      options.scales_in_combine ? std::exchange(layer.routing.scaling, 1.0f) : 1.0f;
   ComputedCase computed;
   if (inputs.topk_ids.empty()) {
     computed.route =
@@ -23,16 +87,26 @@ ComputedCase compute_case(const MoeLayer& layer, const LayerInputs& inputs,
     computed.route = {inputs.hidden.rows, inputs.top_k, inputs.topk_ids, inputs.topk_weights};
     check_route(computed.route, layer.expert_count(), inputs.origin + ": topk_ids");
   }
-  Progress progress(label, global.quiet);
   ForwardOptions forward_options;
   forward_options.output = options.output;
   forward_options.keep_stages = options.stages;
   forward_options.threads = global.threads;
+  forward_options.routed_scaling = scaling;
+  forward_options.given = options.given;
+  std::optional<PreparedRun> prepared;
+  Numerics numerics = reference_numerics(forward_options);
+  if (options.level != NumericsLevel::reference) {
+    prepared = prepare_run(layer, inputs, computed.route.top_k, options, scaling, global.threads);
+    numerics = numerics_for(find_backend(options.backend), prepared->request);
+  }
+  Progress progress(label, global.quiet);
   forward_options.progress = [&progress](std::int64_t done, std::int64_t total) {
-    progress.show(done, total, fmt::format("expert {}/{}", done, total));
+    progress.show(done, total, fmt::format("expert GEMM {}/{}", done, total));
   };
+  const KernelLayer kernel =
+      prepared ? std::move(prepared->kernel) : unprepared_layer(shard(layer, options.shard));
   computed.result =
-      forward(shard(layer, options.shard), inputs.hidden, computed.route, forward_options);
+      forward(kernel, inputs.hidden, computed.route, numerics, options.level, forward_options);
   return computed;
 }
 
@@ -106,7 +180,14 @@ nlohmann::json case_params(const std::filesystem::path& checkpoint, const MoeLay
   params["model_type"] = layer.model_type;
   params["layer"] = layer.layer;
   params["backend"] = options.backend;
-  params["numerics"] = "reference";
+  params["numerics"] = name(options.level);
+  if (options.level != NumericsLevel::reference) {
+    const Backend& backend = find_backend(options.backend);
+    params["options"] = parse_options(backend, options.backend_options).values();
+    params["kernel"] = parse_kernel_options(backend, options.kernel_options).values();
+    params["replay_evidence"] = name(backend.replay.evidence);
+  }
+  if (options.scales_in_combine) params["scales_in_combine"] = true;
   params["weight_format"] = layer.weight_format;
   params["tokens"] = inputs.hidden.rows;
   params["hidden"] = layer.hidden;

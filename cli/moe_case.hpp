@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -18,10 +19,16 @@ namespace moeref::cli {
 /// What decides the result of one case, beside the checkpoint and its inputs.
 struct CaseOptions {
   std::string backend = "reference";
+  std::vector<std::string> backend_options;  ///< key=value
+  NumericsLevel level = NumericsLevel::reference;
+  std::vector<std::string> kernel_options;  ///< key=value
+  /// The model's routed scaling factor is not in the router weights; the combine multiplies by it.
+  bool scales_in_combine = false;
   Shard shard;
   Format output = Format::bf16;
   bool stages = false;
   bool weights = false;  ///< also write the weights as the backend prepares them
+  const std::map<std::string, Tensor, std::less<>>* given = nullptr;  ///< ForwardOptions::given
 };
 
 /// One computed layer: the routing, the output, the stages if asked for.
@@ -31,7 +38,16 @@ struct ComputedCase {
   ForwardResult result;
 };
 
-/// Routes (unless the inputs bring a routing) and runs the layer's shard.
+/// Error: a name that is none of reference, backend, replay.
+NumericsLevel parse_level(const std::string& name);
+
+/// What `options` leave to be found out before anything is computed. Error: options that the
+/// backend or its kernels do not take, replay of a backend that has none, or options that go with
+/// other numerics.
+void check_numerics(const CaseOptions& options);
+
+/// Routes (unless the inputs bring a routing) and runs the layer's shard. Numerics backend and
+/// replay: on the weights that the backend prepares, as its kernel reads them.
 ComputedCase compute_case(const MoeLayer& layer, const LayerInputs& inputs,
                           const CaseOptions& options, const GlobalOptions& global,
                           const std::string& label);

@@ -7,12 +7,13 @@
 #include "cli/case_writer.hpp"
 #include "cli/commands.hpp"
 #include "cli/destination.hpp"
+#include "cli/golden_job.hpp"
 #include "cli/moe_case.hpp"
 #include "cli/selection.hpp"
 #include "cli/version.hpp"
-#include "io/json_file.hpp"
 #include "io/safetensors.hpp"
 #include "quant/error.hpp"
+#include "quant/formats.hpp"
 
 namespace moeref::cli {
 namespace {
@@ -23,6 +24,10 @@ struct Arguments {
   std::string source;
   std::optional<std::int64_t> layer;
   std::string backend = "reference";
+  std::vector<std::string> backend_options;
+  std::string numerics = "reference";
+  std::vector<std::string> kernel_options;
+  bool scales_in_combine = false;
   std::int64_t tokens = 64;
   std::uint64_t seed = 0;
   std::string hidden;
@@ -45,15 +50,6 @@ struct Job {
                                 ///< nothing was overridden
 };
 
-template <typename T>
-T param(const nlohmann::json& params, const std::string& file, const char* key) {
-  try {
-    return params.at(key).get<T>();
-  } catch (const nlohmann::json::exception&) {
-    fail(file, "its metadata params lack a proper '{}'; is it a golden file of moeref?", key);
-  }
-}
-
 /// Error: -o would replace what is read.
 void check_out(const Arguments& arguments, const fs::path& checkpoint) {
   if (arguments.out.empty()) return;
@@ -61,67 +57,21 @@ void check_out(const Arguments& arguments, const fs::path& checkpoint) {
   check_destination(arguments.out, arguments.hidden, {});
 }
 
-/// The checkpoint of a golden file: as given, else a folder of the stored name beside the file or
-/// here.
-std::string find_checkpoint(const Arguments& arguments, const std::string& stored) {
-  if (!arguments.checkpoint.empty()) return arguments.checkpoint;
-  std::error_code unreadable;
-  for (const fs::path& folder :
-       {fs::path(arguments.source).parent_path() / stored, fs::path(stored)}) {
-    if (fs::is_directory(folder, unreadable)) return folder.string();
-  }
-  fail(arguments.source,
-       "was made from the checkpoint {}, which is neither beside it nor here; give "
-       "its folder with --checkpoint",
-       stored);
-}
-
-nlohmann::json golden_params(const SafetensorsFile& file) {
-  const auto found = file.metadata().find("params");
-  if (found == file.metadata().end()) {
-    fail(file.path().string(), "has no metadata params; give a golden file or a checkpoint folder");
-  }
-  return parse_json_object(file.path().string() + ": metadata params", found->second);
-}
-
-/// Error: the checkpoint holds another layer than the one that the golden file was made from.
-void check_same_layer(const Arguments& arguments, const nlohmann::json& params,
-                      const MoeLayer& layer) {
-  const auto compare = [&](const char* key, const nlohmann::json& actual) {
-    if (params.value(key, nlohmann::json()) == actual) return;
-    fail(arguments.source, "was made from a layer with {} {}, the checkpoint's has {}", key,
-         params.value(key, nlohmann::json()).dump(), actual.dump());
-  };
-  compare("model_type", layer.model_type);
-  compare("hidden", layer.hidden);
-  compare("intermediate", layer.intermediate);
-  compare("experts", layer.expert_count());
-  compare("weight_format", layer.weight_format);
-}
-
 Job job_from_golden(const Arguments& arguments) {
-  const auto file = SafetensorsFile::open(arguments.source);
-  const nlohmann::json params = golden_params(*file);
+  GoldenJob golden = read_golden_job(arguments.source, arguments.checkpoint);
+  check_out(arguments, golden.checkpoint);
   Job job;
-  job.checkpoint =
-      find_checkpoint(arguments, param<std::string>(params, arguments.source, "checkpoint"));
-  const Checkpoint checkpoint = Checkpoint::open(job.checkpoint);
-  check_out(arguments, checkpoint.folder());
-  job.layer = checkpoint.load_layer(param<std::int64_t>(params, arguments.source, "layer"));
-  check_same_layer(arguments, params, job.layer);
-  job.inputs = read_layer_inputs(arguments.source, job.layer.hidden);
-  job.options.backend = param<std::string>(params, arguments.source, "backend");
-  parse_backends(job.options.backend);
+  job.checkpoint = golden.checkpoint;
+  job.layer = std::move(golden.layer);
+  job.inputs = std::move(golden.inputs);
+  job.options = golden.options;
   const bool sharded = !arguments.tp.empty() || !arguments.ep.empty();
-  job.options.shard = sharded ? parse_shard(arguments.tp, arguments.ep)
-                              : parse_shard(param<std::string>(params, arguments.source, "tp"),
-                                            param<std::string>(params, arguments.source, "ep"));
-  const auto output = param<std::string>(params, arguments.source, "output");
-  job.options.output = parse_output_format(arguments.output.empty() ? output : arguments.output);
-  const bool same = !sharded && (arguments.output.empty() || arguments.output == output);
-  if (const TensorView* final = file->find("out.final"); final != nullptr && same) {
-    job.expected_sha256 = sha256(final->bytes);
-  }
+  if (sharded) job.options.shard = parse_shard(arguments.tp, arguments.ep);
+  const bool same_output =
+      arguments.output.empty() || arguments.output == name(golden.options.output);
+  if (!arguments.output.empty()) job.options.output = parse_output_format(arguments.output);
+  const TensorView* final = golden.file->find("out.final");
+  if (final != nullptr && !sharded && same_output) job.expected_sha256 = sha256(final->bytes);
   return job;
 }
 
@@ -140,6 +90,11 @@ Job job_from_checkpoint(const Arguments& arguments) {
   const std::vector<std::string> backends = parse_backends(arguments.backend);
   if (backends.size() > 1) fail("--backend", "names {} backends; run takes one", backends.size());
   job.options.backend = backends.front();
+  job.options.backend_options = arguments.backend_options;
+  job.options.level = parse_level(arguments.numerics);
+  job.options.kernel_options = arguments.kernel_options;
+  job.options.scales_in_combine = arguments.scales_in_combine;
+  check_numerics(job.options);
   job.options.shard = parse_shard(arguments.tp, arguments.ep);
   job.options.output = parse_output_format(arguments.output.empty() ? "bf16" : arguments.output);
   return job;
@@ -213,7 +168,17 @@ void add_run_command(CLI::App& app, const GlobalOptions& global) {
       command->add_option("--backend", arguments->backend, "backend name"),
       command->add_option("--tokens", arguments->tokens, "random tokens (default 64)"),
       command->add_option("--seed", arguments->seed, "seed of the random hidden states"),
-      command->add_option("--hidden", arguments->hidden, "safetensors file with hidden_states")};
+      command->add_option("--hidden", arguments->hidden, "safetensors file with hidden_states"),
+      command->add_option("--option", arguments->backend_options,
+                          "options of the backend, key=value"),
+      command->add_option("--numerics", arguments->numerics,
+                          "reference (default), backend or replay"),
+      command->add_option(
+          "--kernel", arguments->kernel_options,
+          "what of the backend's kernels decides bits, key=value (see moeref layout "
+          "list NAME)"),
+      command->add_flag("--scale-in-combine", arguments->scales_in_combine,
+                        "the routed scaling factor multiplies the sum of the experts")};
   for_checkpoints[3]->check(CLI::NonNegativeNumber);
   for_checkpoints[4]->excludes(for_checkpoints[2])->excludes(for_checkpoints[3]);
   command->add_option("--checkpoint", arguments->checkpoint,

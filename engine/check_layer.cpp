@@ -70,7 +70,10 @@ void check_expert(const std::string& role, const Expert& expert, bool gated,
 
 }  // namespace
 
-void check_layer(const MoeLayer& layer) {
+void check_layer(const MoeLayer& layer) { check_layer(layer, layer.expert_width()); }
+
+void check_layer(const MoeLayer& layer, std::int64_t width) {
+  const std::int64_t hidden = layer.latent != 0 ? layer.hidden : width;
   if (layer.experts.empty()) fail("experts", "there are none; a layer needs at least one");
   check_parameters("activation", layer.activation, layer.local_experts());
   for (std::int64_t e = 0; e < layer.local_experts(); ++e) {
@@ -81,13 +84,13 @@ void check_layer(const MoeLayer& layer) {
   if (layer.shared) {
     check_parameters("shared activation", layer.shared_activation, 1);
     check_expert("shared", *layer.shared, is_gated(layer.shared_activation.form),
-                 layer.shared->up.rows, layer.hidden);
+                 layer.shared->up.rows, hidden);
   }
   if (layer.latent != 0) {
-    check_matrix("latent_in", layer.latent_in, layer.latent, layer.hidden);
-    check_matrix("latent_out", layer.latent_out, layer.hidden, layer.latent);
+    check_matrix("latent_in", layer.latent_in, width, hidden);
+    check_matrix("latent_out", layer.latent_out, hidden, width);
   }
-  if (layer.router) check_matrix("router", layer.router, layer.expert_count(), layer.hidden);
+  if (layer.router) check_matrix("router", layer.router, layer.expert_count(), hidden);
   check_vector("router_bias", layer.router_bias, layer.expert_count());
   check_vector("selection_bias", layer.selection_bias, layer.expert_count());
 }

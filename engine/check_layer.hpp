@@ -9,5 +9,7 @@ namespace moeref {
 /// and biases of the sizes that `hidden`, `latent` and `intermediate` say; one activation parameter
 /// per local expert, or none. Error: names the tensor, what it has, what is needed.
 void check_layer(const MoeLayer& layer);
+/// The same where the experts' matrices have padding: `width` is hidden (latent) without it.
+void check_layer(const MoeLayer& layer, std::int64_t width);
 
 }  // namespace moeref

@@ -81,28 +81,18 @@ float with_bias(NumericsLevel level, float value, const std::vector<float>& bias
   return level == NumericsLevel::replay ? gpu::add_ftz(value, bias[i]) : value + bias[i];
 }
 
-void put_gemm1(const ExpertStages& stages, std::int64_t row, std::span<const float> gate,
-               std::span<const float> up) {
-  if (stages.gemm1 == nullptr) return;
-  const auto width = static_cast<std::int64_t>(up.size());
-  switch (gate.empty() ? GateOrder::none : stages.order) {
-    case GateOrder::none:
-      stages.gemm1->put(row, 0, up);
-      return;
-    case GateOrder::up_gate:
-      stages.gemm1->put(row, 0, up);
-      stages.gemm1->put(row, width, gate);
-      return;
-    case GateOrder::interleaved:
-      stages.gemm1->put(row, 0, gate, 2);
-      stages.gemm1->put(row, 1, up, 2);
-      return;
-    case GateOrder::gate_up:
-    case GateOrder::separate:
-      stages.gemm1->put(row, 0, gate);
-      stages.gemm1->put(row, width, up);
-      return;
-  }
+/// Where gate and up lie in a row of GEMM1's output of `width` columns each.
+struct HalfColumns {
+  std::int64_t gate = 0;
+  std::int64_t up = 0;
+  std::int64_t stride = 1;
+};
+
+HalfColumns half_columns(GateOrder order, bool gated, std::int64_t width) {
+  if (!gated) return {};
+  if (order == GateOrder::interleaved) return {0, 1, 2};
+  if (order == GateOrder::up_gate) return {width, 0, 1};
+  return {0, width, 1};
 }
 
 /// Rows as they are read back from codes.
@@ -164,7 +154,10 @@ void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertV
   const bool adds = numerics.activation.adds_bias;
   const std::vector<float> gate_bias = bias_values(adds ? expert.gate_bias : ScaledMatrix{});
   const std::vector<float> up_bias = bias_values(adds ? expert.up_bias : ScaledMatrix{});
+  const HalfColumns columns = half_columns(stages.order, static_cast<bool>(expert.gate), width);
   struct Scratch {
+    std::vector<float> gate;
+    std::vector<float> up;
     std::vector<float> act;
   };
   parallel_for<Scratch>(count, threads, [&](std::int64_t i, Scratch& scratch) {
@@ -172,16 +165,28 @@ void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertV
       return values.empty() ? std::span<const float>()
                             : std::span(values).subspan(to_size(i * width), to_size(width));
     };
-    const std::span<const float> gates = row(gate);
-    const std::span<const float> ups = row(up);
+    std::span<const float> gates = row(gate);
+    std::span<const float> ups = row(up);
+    const std::int64_t result = batch.results[to_size(i)];
+    if (stages.gemm1 != nullptr) {
+      stages.gemm1->put(result, columns.gate, gates, columns.stride);
+      stages.gemm1->put(result, columns.up, ups, columns.stride);
+    }
+    if (stages.given_gemm1 != nullptr) {
+      scratch.gate.resize(gates.size());
+      scratch.up.resize(ups.size());
+      stages.given_gemm1->get(result, columns.gate, scratch.gate, columns.stride);
+      stages.given_gemm1->get(result, columns.up, scratch.up, columns.stride);
+      gates = scratch.gate;
+      ups = scratch.up;
+    }
     scratch.act.resize(to_size(width));
     for (std::size_t col = 0; col < to_size(width); ++col) {
       const float g = gates.empty() ? 0.0f : with_bias(level, gates[col], gate_bias, col);
       scratch.act[col] = layer_activation(numerics.activation, level, view.activation, g,
                                           with_bias(level, ups[col], up_bias, col));
     }
-    put_gemm1(stages, batch.results[to_size(i)], gates, ups);
-    stages.act->put(batch.results[to_size(i)], 0, scratch.act);
+    stages.act->put(result, 0, scratch.act);
   });
 }
 

@@ -32,9 +32,11 @@ struct ExpertBatch {
   std::span<const float> weights;  ///< router weights of the rows
 };
 
-/// What an MLP writes to. `gemm1` may be null (not kept).
+/// What an MLP writes to. `gemm1` may be null (not kept). `given_gemm1`: read in its place by the
+/// activation; or null.
 struct ExpertStages {
   Rows* gemm1 = nullptr;
+  const Rows* given_gemm1 = nullptr;
   GateOrder order = GateOrder::gate_up;  ///< of the columns of gemm1
   Rows* act = nullptr;
 };

@@ -6,6 +6,7 @@
 
 #include "engine/combine.hpp"
 #include "engine/kernel_rounding.hpp"
+#include "quant/error.hpp"
 #include "quant/row_decoder.hpp"
 
 namespace moeref {
@@ -82,17 +83,21 @@ StageOperand LayerRun::input(const ScaledMatrix& tokens) {
                                            scales_for(numerics_.input), {}, options_.threads);
   keep("a1_q", operand.codes("a1_q"));
   keep("a1_s", operand.scales("a1_s"));
-  return operand;
+  return replaced(std::move(operand), "a1_q", "a1_s", /*slots=*/false);
 }
 
 Rows LayerRun::first_half(const StageOperand& x) {
   const std::int64_t width = layer_.intermediate;
   Rows act("act", numerics_.activation.output, slots(), width);
   Rows gemm1;
-  if (options_.keep_stages) {
+  Rows given_gemm1;
+  const bool gives = options_.given != nullptr && options_.given->contains("gemm1");
+  if (options_.keep_stages || gives) {
     gemm1 = Rows("gemm1", numerics_.gemm1.output, slots(), layer_.gated() ? 2 * width : width);
   }
-  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, kernel_.order, &act};
+  if (gives) given_gemm1 = replaced(gemm1);
+  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, gives ? &given_gemm1 : nullptr,
+                            kernel_.order, &act};
   for_each_batch(0, [&](const ExpertView& expert, const ExpertBatch& slots_of) {
     std::vector<std::int64_t> tokens;
     for (const std::int64_t slot : slots_of.results) tokens.push_back(slot / route_.top_k);
@@ -103,26 +108,29 @@ Rows LayerRun::first_half(const StageOperand& x) {
   return act;
 }
 
-StageOperand LayerRun::between(const Rows& act) {
+StageOperand LayerRun::between(Rows computed) {
   const ActivationQuantizer& quantizer = numerics_.intermediate;
+  if (!quantizer.fused) keep_slots("act", computed);
+  const auto act = std::make_shared<const Rows>(quantizer.fused ? std::move(computed)
+                                                                : replaced(std::move(computed)));
   if (!quantizer) {
-    keep_slots("act", act);
-    return plain_operand(act.matrix());
-  }
-  StageOperand operand =
-      quantized_operand(quantizer, act, scales_for(quantizer), groups_, options_.threads);
-  if (quantizer.fused) {
-    keep_slots("act", operand.codes("act"));
+    StageOperand operand = plain_operand(act->matrix());
+    operand.owner = act;
     return operand;
   }
-  keep_slots("act", act);
+  StageOperand operand =
+      quantized_operand(quantizer, *act, scales_for(quantizer), groups_, options_.threads);
+  if (quantizer.fused) {
+    keep_slots("act", operand.codes("act"));
+    return replaced(std::move(operand), "act", "", /*slots=*/true);
+  }
   keep_slots("a2_q", operand.codes("a2_q"));
   if (operand.whole_scale) {
     keep("a2_s", operand.scales("a2_s"));
   } else {
     keep_slots("a2_s", operand.scales("a2_s"));
   }
-  return operand;
+  return replaced(std::move(operand), "a2_q", "a2_s", /*slots=*/true);
 }
 
 Rows LayerRun::second_half(const StageOperand& x) {
@@ -131,7 +139,7 @@ Rows LayerRun::second_half(const StageOperand& x) {
     run_second_half(numerics_, level_, expert, x, batch, gemm2, options_.threads, statistics());
   });
   keep_slots("gemm2", gemm2);
-  return gemm2;
+  return replaced(std::move(gemm2));
 }
 
 Rows LayerRun::shared_expert(const ScaledMatrix& hidden) {
@@ -145,7 +153,8 @@ Rows LayerRun::shared_expert(const ScaledMatrix& hidden) {
   Rows act("shared_act", numerics.activation.output, hidden.rows, width);
   Rows gemm2("shared_gemm2", numerics.gemm2.output, hidden.rows, shared.down.rows);
   const StageOperand x = quantized_or_plain(numerics.input, hidden);
-  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, GateOrder::gate_up, &act};
+  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, nullptr, GateOrder::gate_up,
+                            &act};
   for_each_rows(hidden.rows, [&](const ExpertBatch& batch) {
     run_first_half(numerics, level, view, x, batch, stages, options_.threads, statistics());
   });
@@ -206,6 +215,68 @@ StageOperand LayerRun::quantized_or_plain(const ActivationQuantizer& quantizer,
                                           const ScaledMatrix& x) {
   if (!quantizer) return plain_operand(x);
   return quantized_operand(quantizer, copied(x, x.codes.format, x.cols), {}, {}, options_.threads);
+}
+
+std::optional<Tensor> LayerRun::given(std::string_view name, const Tensor& computed) const {
+  if (options_.given == nullptr) return std::nullopt;
+  const auto found = options_.given->find(name);
+  if (found == options_.given->end()) return std::nullopt;
+  const Tensor* stage = &found->second;
+  Tensor widened;
+  const bool narrow = stage->dtype == DType::bf16 || stage->dtype == DType::f16;
+  if (computed.dtype == DType::f32 && narrow &&
+      element_count(stage->shape) == element_count(computed.shape)) {
+    widened = make_tensor<float>(stage->name, DType::f32, stage->shape,
+                                 Stage{stage->name, *stage}.values());
+    stage = &widened;
+  }
+  if (stage->dtype != computed.dtype || found->second.bytes.size() != computed.bytes.size()) {
+    fail(found->second.name, "is {} {}, the stage is {} {}", moeref::name(found->second.dtype),
+         to_string(found->second.shape), moeref::name(computed.dtype), to_string(computed.shape));
+  }
+  return found->second;
+}
+
+std::optional<Tensor> LayerRun::given_slots(std::string_view name, const Tensor& computed) const {
+  if (numerics_.rows == RowOrder::slots) return given(name, computed);
+  // The kernel's rows are those of local experts: back to one row a slot.
+  Tensor sorted = computed;
+  const std::size_t row_bytes = computed.bytes.size() / to_size(std::max<std::int64_t>(slots(), 1));
+  sorted.bytes.resize(expert_order_.size() * row_bytes);
+  std::optional<Tensor> rows = given(name, sorted);
+  if (!rows) return std::nullopt;
+  Tensor result = computed;
+  for (std::size_t i = 0; i < expert_order_.size(); ++i) {
+    std::copy_n(
+        rows->bytes.begin() + static_cast<std::ptrdiff_t>(i * row_bytes), row_bytes,
+        result.bytes.begin() + static_cast<std::ptrdiff_t>(to_size(expert_order_[i]) * row_bytes));
+  }
+  return result;
+}
+
+Rows LayerRun::replaced(Rows computed) const {
+  if (options_.given == nullptr) return computed;
+  std::optional<Tensor> rows = given_slots(
+      computed.name(), computed.tensor(computed.name(), {computed.rows(), computed.cols()}));
+  if (!rows) return computed;
+  return {computed.name(), computed.format(), computed.rows(), computed.cols(),
+          std::move(rows->bytes)};
+}
+
+StageOperand LayerRun::replaced(StageOperand operand, std::string_view codes,
+                                std::string_view scales, bool slots) const {
+  if (options_.given == nullptr) return operand;
+  const auto find = [&](std::string_view name, const Tensor& computed, bool by_slot) {
+    return by_slot ? given_slots(name, computed) : given(name, computed);
+  };
+  const std::optional<Tensor> new_codes = find(codes, operand.codes(std::string(codes)), slots);
+  const std::optional<Tensor> new_scales =
+      scales.empty()
+          ? std::nullopt
+          : find(scales, operand.scales(std::string(scales)), slots && !operand.whole_scale);
+  if (!new_codes && !new_scales) return operand;
+  return with_codes(operand, new_codes ? &*new_codes : nullptr,
+                    new_scales ? &*new_scales : nullptr);
 }
 
 void LayerRun::keep(std::string name, Tensor tensor) {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/expert_rows.hpp"
@@ -29,7 +31,7 @@ class LayerRun {
   /// GEMM1 and activation of every slot: [slots, intermediate].
   Rows first_half(const StageOperand& x);
   /// The rows of slots as GEMM2 takes them.
-  StageOperand between(const Rows& act);
+  StageOperand between(Rows act);
   /// GEMM2 of every slot: [slots, width].
   Rows second_half(const StageOperand& x);
   /// The MLP of the shared expert, with the rounding points of the routed ones.
@@ -45,6 +47,12 @@ class LayerRun {
   std::vector<float> scales_for(const ActivationQuantizer& quantizer) const;
   Numerics shared_numerics() const;
   StageOperand quantized_or_plain(const ActivationQuantizer& quantizer, const ScaledMatrix& x);
+  /// The given stage, with one row a slot in the order of slots; nothing if none is given.
+  std::optional<Tensor> given(std::string_view name, const Tensor& computed) const;
+  std::optional<Tensor> given_slots(std::string_view name, const Tensor& computed) const;
+  Rows replaced(Rows computed) const;
+  StageOperand replaced(StageOperand operand, std::string_view codes, std::string_view scales,
+                        bool slots) const;
   void keep(std::string name, Tensor tensor);
   void keep_slots(const std::string& name, const Rows& rows);
   void keep_slots(const std::string& name, Tensor tensor);

@@ -91,7 +91,7 @@ std::vector<float> values_of(const Rows& rows) {
 void check_forward(const KernelLayer& kernel, const ScaledMatrix& hidden, const Route& route,
                    const Numerics& numerics, const ForwardOptions& options) {
   const MoeLayer& layer = kernel.layer;
-  check_layer(layer);
+  check_layer(layer, kernel.width);
   const std::int64_t wanted = layer.latent != 0 ? layer.hidden : kernel.width;
   if (hidden.cols != wanted) {
     fail(hidden.name, "has {} columns, the layer's hidden size is {}", hidden.cols, wanted);
@@ -208,8 +208,7 @@ ForwardResult forward(const KernelLayer& kernel, const ScaledMatrix& hidden, con
   const bool pads = tokens.cols != layer.expert_width();
   const Rows padded = pads ? run.padded(tokens) : Rows();
   const StageOperand a1 = run.input(pads ? padded.matrix() : tokens);
-  const Rows act = run.first_half(a1);
-  const StageOperand a2 = run.between(act);
+  const StageOperand a2 = run.between(run.first_half(a1));
   const Rows gemm2 = run.second_half(a2);
 
   std::optional<Rows> shared;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -23,6 +24,10 @@ struct ForwardOptions {
   float routed_scaling =
       1.0f;  ///< on the sum of the routed experts, for models that do not fold it into the weights
   bool keep_stages = false;
+  /// Stages that somebody else computed, by name, as ForwardResult::stages has them: each takes the
+  /// place of its own after it was computed (and kept), so that every stage follows from the given
+  /// one before it.
+  const std::map<std::string, Tensor, std::less<>>* given = nullptr;
   int threads = 0;  ///< 0 = all
   std::function<void(std::int64_t done, std::int64_t total)>
       progress;  ///< called between experts; may be empty

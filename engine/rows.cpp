@@ -31,6 +31,12 @@ Rows::Rows(std::string name, Format format, std::int64_t rows, std::int64_t cols
       cols_(cols),
       bytes_(static_cast<std::size_t>(rows * cols * info(format).bits / 8)) {}
 
+Rows::Rows(std::string name, Format format, std::int64_t rows, std::int64_t cols,
+           std::vector<std::byte> bytes)
+    : name_(std::move(name)), format_(format), rows_(rows), cols_(cols), bytes_(std::move(bytes)) {
+  assert(static_cast<std::int64_t>(bytes_.size()) == rows * cols * info(format).bits / 8);
+}
+
 void Rows::put(std::int64_t row, std::int64_t first_col, std::span<const float> values,
                std::int64_t stride) {
   const std::int64_t bytes = info(format_).bits / 8;

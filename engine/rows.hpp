@@ -17,6 +17,9 @@ class Rows {
  public:
   Rows() = default;
   Rows(std::string name, Format format, std::int64_t rows, std::int64_t cols);
+  /// rows * cols numbers of `format` as they lie.
+  Rows(std::string name, Format format, std::int64_t rows, std::int64_t cols,
+       std::vector<std::byte> bytes);
 
   /// Stores numbers, which are on the grid of the format, in row `row` from column `first_col` on,
   /// `stride` columns apart. Any NaN keeps its upper bits.

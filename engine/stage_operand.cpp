@@ -79,6 +79,24 @@ Tensor StageOperand::scales(std::string name) const {
   return {std::move(name), stored_dtype(format), std::move(shape), quantized->scales};
 }
 
+StageOperand with_codes(const StageOperand& operand, const Tensor* codes, const Tensor* scales) {
+  auto changed = std::make_shared<Quantized>(*operand.quantized);
+  const auto take = [](const Tensor* from, std::vector<std::byte>& to) {
+    if (from == nullptr) return;
+    if (from->bytes.size() != to.size()) {
+      fail(from->name, "has {} bytes, the stage has {}", from->bytes.size(), to.size());
+    }
+    to = from->bytes;
+  };
+  take(codes, changed->codes);
+  take(scales, changed->scales);
+  StageOperand result = operand;
+  result.matrix = changed->matrix(operand.matrix.name);
+  result.quantized = changed;
+  result.owner = changed;
+  return result;
+}
+
 StageOperand plain_operand(const ScaledMatrix& rows) {
   StageOperand operand;
   operand.matrix = rows;

@@ -25,6 +25,8 @@ struct StageOperand {
   Tensor scales(std::string name) const;
 };
 
+/// The operand with other codes and scales (null: its own), in its row order. Error: another size.
+StageOperand with_codes(const StageOperand& operand, const Tensor* codes, const Tensor* scales);
 /// Rows that nobody quantizes.
 StageOperand plain_operand(const ScaledMatrix& rows);
 /// What a quantizer makes of rows. `scales`: of a calibrated quantizer, one number or one for each

@@ -108,7 +108,12 @@ const Backend reference{
     .rules = {},
     .loader = nullptr,
     .recipe = recipe,
-    .numerics = [](const NumericsRequest&) { return Numerics{}; },
+    .numerics =
+        [](const NumericsRequest&) {
+          Numerics numerics;
+          numerics.combine.joins_shared = true;
+          return numerics;
+        },
     .replay = {ReplayEvidence::none, "the exact answer, no kernel's"},
 };
 
