@@ -10,6 +10,8 @@
 #include "cli/commands.hpp"
 #include "cli/compare.hpp"
 #include "cli/golden_job.hpp"
+#include "cli/selection.hpp"
+#include "io/json_file.hpp"
 #include "io/safetensors.hpp"
 #include "quant/error.hpp"
 
@@ -74,6 +76,49 @@ struct Cause {
   std::int64_t differing = 0;
 };
 
+/// Rows of local experts, one after the other, back to one row a slot: what stages of
+/// RowOrder::by_expert need to be told by token.
+class ExpertRows {
+ public:
+  ExpertRows(const SafetensorsFile& golden, const TensorView* ids) : ids_(ids) {
+    const auto found = golden.metadata().find("params");
+    if (found == golden.metadata().end() || ids == nullptr || ids->shape.size() != 2) return;
+    const nlohmann::json params =
+        parse_json_object(golden.path().string() + ": metadata params", found->second);
+    if (params.value("rows", nlohmann::json()) != "by_expert") return;
+    std::int64_t rank = 0;
+    std::int64_t ranks = 1;
+    parse_rank("params.ep", params.value("ep", std::string("0/1")), rank, ranks);
+    const std::int64_t experts = params.value("experts", std::int64_t{0}) / ranks;
+    for (std::int64_t expert = rank * experts; expert < (rank + 1) * experts; ++expert) {
+      for (std::int64_t slot = 0; slot < ids->size(); ++slot) {
+        const std::int64_t id =
+            ids->dtype == DType::i64 ? ids->at<std::int64_t>(slot) : ids->at<std::int32_t>(slot);
+        if (id == expert) slots_.push_back(slot);
+      }
+    }
+  }
+
+  /// The tensor [tokens, top_k, n]; nothing if it is no stage of such rows.
+  std::optional<Tensor> by_slot(const TensorView& rows) const {
+    const auto count = static_cast<std::int64_t>(slots_.size());
+    if (count == 0 || rows.shape.size() != 2 || rows.shape[0] != count) return std::nullopt;
+    const std::size_t row_bytes = rows.bytes.size() / slots_.size();
+    Tensor tensor{rows.name, rows.dtype, {ids_->shape[0], ids_->shape[1], rows.shape[1]}, {}};
+    tensor.bytes.resize(static_cast<std::size_t>(ids_->size()) * row_bytes);
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      std::copy_n(rows.bytes.begin() + static_cast<std::ptrdiff_t>(i * row_bytes), row_bytes,
+                  tensor.bytes.begin() +
+                      static_cast<std::ptrdiff_t>(static_cast<std::size_t>(slots_[i]) * row_bytes));
+    }
+    return tensor;
+  }
+
+ private:
+  const TensorView* ids_;
+  std::vector<std::int64_t> slots_;
+};
+
 struct Report {
   std::vector<Cause> causes;  ///< of the stages that differ, in their order
   std::string not_explained;  ///< why there are no causes, if stages differ
@@ -119,6 +164,7 @@ Report compare_files(const Arguments& arguments) {
          "stages with --tensor",
          fmt::join(names, ", "));
   }
+  const ExpertRows expert_rows(*golden, golden_ids);
   Report report;
   for (const std::string_view stage : kStageOrder) {
     const bool wanted = arguments.tensors.empty() ||
@@ -133,6 +179,13 @@ Report compare_files(const Arguments& arguments) {
     }
     const Context context{golden->find("low." + std::string(stage)),
                           golden->find("high." + std::string(stage)), golden_ids};
+    const std::optional<Tensor> golden_rows = expert_rows.by_slot(*expected);
+    const std::optional<Tensor> actual_rows = expert_rows.by_slot(*found);
+    if (golden_rows && actual_rows) {
+      report.comparisons.push_back(
+          compare_tensors(std::string(stage), actual_rows->view(), golden_rows->view(), context));
+      continue;
+    }
     std::optional<Tensor> aligned;
     if (actual_ids != nullptr && golden_ids != nullptr) {
       aligned = align_slots(*found, *actual_ids, *golden_ids);

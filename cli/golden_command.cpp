@@ -104,7 +104,8 @@ Written write_case(const fs::path& file, const fs::path& checkpoint, const MoeLa
                    const Arguments& arguments, const ComputedCase& computed,
                    const std::vector<Tensor>& bounds,
                    const std::shared_ptr<const PreparedLayer>& prepared, int threads) {
-  nlohmann::json params = case_params(checkpoint, layer, inputs, options, computed.route.top_k);
+  nlohmann::json params =
+      case_params(checkpoint, layer, inputs, options, computed.route.top_k, computed.rows);
   if (arguments.hidden.empty()) params["seed"] = arguments.seed;
   const std::vector<Tensor> outputs = output_tensors(layer, computed, options);
   CaseWriter writer;

@@ -105,6 +105,7 @@ ComputedCase compute_case(const MoeLayer& given, const LayerInputs& inputs,
   };
   const KernelLayer kernel =
       prepared ? std::move(prepared->kernel) : unprepared_layer(shard(layer, options.shard));
+  computed.rows = numerics.rows;
   computed.result =
       forward(kernel, inputs.hidden, computed.route, numerics, options.level, forward_options);
   return computed;
@@ -174,7 +175,7 @@ std::string metadata_text(const nlohmann::json& params) {
 
 nlohmann::json case_params(const std::filesystem::path& checkpoint, const MoeLayer& layer,
                            const LayerInputs& inputs, const CaseOptions& options,
-                           std::int64_t top_k) {
+                           std::int64_t top_k, RowOrder rows) {
   nlohmann::json params;
   params["checkpoint"] = std::filesystem::weakly_canonical(checkpoint).filename().string();
   params["model_type"] = layer.model_type;
@@ -188,6 +189,7 @@ nlohmann::json case_params(const std::filesystem::path& checkpoint, const MoeLay
     params["replay_evidence"] = name(backend.replay.evidence);
   }
   if (options.scales_in_combine) params["scales_in_combine"] = true;
+  if (rows == RowOrder::by_expert) params["rows"] = "by_expert";
   params["weight_format"] = layer.weight_format;
   params["tokens"] = inputs.hidden.rows;
   params["hidden"] = layer.hidden;

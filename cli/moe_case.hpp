@@ -35,6 +35,7 @@ struct CaseOptions {
 struct ComputedCase {
   std::vector<float> logits;  ///< [tokens, experts]; empty if the routing was given
   Route route;
+  RowOrder rows = RowOrder::slots;  ///< of the stages between the GEMMs
   ForwardResult result;
 };
 
@@ -76,7 +77,7 @@ std::vector<Tensor> bound_tensors(const MoeLayer& layer, const LayerInputs& inpu
 /// it runs.
 nlohmann::json case_params(const std::filesystem::path& checkpoint, const MoeLayer& layer,
                            const LayerInputs& inputs, const CaseOptions& options,
-                           std::int64_t top_k);
+                           std::int64_t top_k, RowOrder rows);
 
 /// The text of `params` for a file's metadata.
 std::string metadata_text(const nlohmann::json& params);

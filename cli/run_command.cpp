@@ -123,8 +123,8 @@ void run_forward(const Arguments& arguments, const GlobalOptions& global) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const std::vector<Tensor> outputs = output_tensors(job.layer, computed, job.options);
-  const nlohmann::json params =
-      case_params(job.checkpoint, job.layer, job.inputs, job.options, computed.route.top_k);
+  const nlohmann::json params = case_params(job.checkpoint, job.layer, job.inputs, job.options,
+                                            computed.route.top_k, computed.rows);
   if (!arguments.out.empty()) {
     CaseWriter writer;
     for (const Tensor& output : outputs) writer.add(output.view());
