@@ -64,7 +64,10 @@ json to_json(const Backend& backend) {
           {"options", to_json(backend.options)},
           {"rules", rules},
           {"kernel_options", to_json(backend.kernel_options)},
-          {"replay", {{"evidence", name(backend.replay.evidence)}, {"note", backend.replay.note}}}};
+          {"replay",
+           {{"evidence", name(backend.replay.evidence)},
+            {"note", backend.replay.note},
+            {"rounding", backend.replay.rounding}}}};
 }
 
 void print_table() {
@@ -475,9 +478,33 @@ void add_layout_list(CLI::App& layout, const GlobalOptions& global) {
   command->callback([arguments, &global] { run_list(*arguments, global); });
 }
 
+/// The table of the README, made of the data that the engine runs on.
+void print_numerics_table() {
+  fmt::print("| backend | rounding points | replay | what was measured, or why not |\n");
+  fmt::print("|---|---|---|---|\n");
+  for (const Backend* backend : all_backends()) {
+    const ReplayStatus& replay = backend->replay;
+    const bool measured = replay.evidence == ReplayEvidence::measured;
+    const std::string_view status =
+        measured ? "measured bit-exact on hardware"
+                 : (replay.evidence == ReplayEvidence::derived ? "derived" : "not replayable");
+    fmt::print("| `{}` | {} | {} | {} |\n", backend->name, measured ? "measured" : replay.rounding,
+               status, replay.note);
+  }
+}
+
 void add_backends_command(CLI::App& app, const GlobalOptions& global) {
-  CLI::App* command = app.add_subcommand("backends", "list the backends whose layouts are known");
-  command->callback([&global] { run_list(Arguments{}, global); });
+  CLI::App* command = app.add_subcommand("backends", "list the backends and what is known of them");
+  auto numerics = std::make_shared<bool>(false);
+  command->add_flag("--numerics", *numerics,
+                    "a Markdown table of what --numerics backend and replay rest on");
+  command->callback([numerics, &global] {
+    if (*numerics && !global.json) {
+      print_numerics_table();
+    } else {
+      run_list(Arguments{}, global);
+    }
+  });
 }
 
 }  // namespace moeref::cli

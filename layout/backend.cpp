@@ -152,6 +152,9 @@ Numerics numerics_for(const Backend& backend, const NumericsRequest& request) {
   if (request.level == NumericsLevel::replay && backend.replay.evidence == ReplayEvidence::none) {
     fail(backend.name, "cannot be replayed: {}; take --numerics backend", backend.replay.note);
   }
+  if (backend.numerics == nullptr) {
+    fail(backend.name, "has no rounding points; take --numerics reference");
+  }
   return backend.numerics(request);
 }
 

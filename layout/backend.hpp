@@ -143,6 +143,7 @@ struct Backend {
   /// Rounding points, and with level replay the sums and functions of the kernels.
   /// Error (one line): a layer or kernel option that the kernels do not take; level replay where
   /// this layer or option was not measured.
+  /// Null: nothing is known of them.
   Numerics (*numerics)(const NumericsRequest& request) = nullptr;
   ReplayStatus replay = {};
 };

@@ -155,6 +155,8 @@ std::string_view name(ReplayEvidence evidence);
 struct ReplayStatus {
   ReplayEvidence evidence = ReplayEvidence::none;
   std::string_view note;  ///< what was measured, or why there is no replay
+  /// How the rounding points are known where no replay was measured.
+  std::string_view rounding = "read from the source";
 };
 
 }  // namespace moeref

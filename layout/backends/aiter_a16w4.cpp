@@ -75,7 +75,8 @@ const Backend aiter_a16w4{
     .kernel_options = {aiter::weight_option()},
     .numerics =
         [](const NumericsRequest& request) { return aiter::numerics(request, "aiter_a16w4", {}); },
-    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured",
+               "read from the open reference; the kernels are closed"},
 };
 
 }  // namespace moeref::backends

@@ -57,7 +57,8 @@ const Backend aiter_fp8_block{
     .recipe = recipe,
     .kernel_options = {aiter::weight_option()},
     .numerics = numerics,
-    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured",
+               "read from the open reference; the kernels are closed"},
 };
 
 }  // namespace moeref::backends

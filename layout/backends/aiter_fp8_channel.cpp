@@ -48,7 +48,8 @@ const Backend aiter_fp8_channel{
     .recipe = recipe,
     .kernel_options = {aiter::weight_option()},
     .numerics = numerics,
-    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured",
+               "read from the open reference; the kernels are closed"},
 };
 
 }  // namespace moeref::backends

@@ -67,7 +67,8 @@ const Backend aiter_mxfp4{
         [](const NumericsRequest& request) {
           return aiter::numerics(request, "aiter_mxfp4", by("aiter_triton_mxfp4"));
         },
-    .replay = {ReplayEvidence::none, "AMD kernels were not measured"},
+    .replay = {ReplayEvidence::none, "AMD kernels were not measured",
+               "read from the open reference; the kernels are closed"},
 };
 
 }  // namespace moeref::backends

@@ -63,7 +63,8 @@ const Backend flashinfer_trtllm_fp8_block{
     .recipe = recipe,
     .kernel_options = {trtllm::router_weights_option("f32")},
     .numerics = numerics,
-    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured",
+               "inferred from arguments and open helper kernels"},
 };
 
 }  // namespace moeref::backends

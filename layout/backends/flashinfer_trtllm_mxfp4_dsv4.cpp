@@ -102,7 +102,8 @@ const Backend flashinfer_trtllm_mxfp4_dsv4{
                         {"mxfp8", "bf16"},
                         "of the hidden states and between the GEMMs"}},
     .numerics = numerics,
-    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured",
+               "inferred from arguments and open helper kernels"},
 };
 
 }  // namespace moeref::backends

@@ -42,7 +42,8 @@ const Backend flashinfer_trtllm_mxfp8{
     .recipe = recipe,
     .kernel_options = {trtllm::router_weights_option("f32")},
     .numerics = numerics,
-    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured"},
+    .replay = {ReplayEvidence::none, "closed kernels for Blackwell, not measured",
+               "inferred from arguments and open helper kernels"},
 };
 
 }  // namespace moeref::backends

@@ -114,7 +114,7 @@ const Backend reference{
           numerics.combine.joins_shared = true;
           return numerics;
         },
-    .replay = {ReplayEvidence::none, "the exact answer, no kernel's"},
+    .replay = {ReplayEvidence::none, "the exact answer, no kernel's", "every stage once"},
 };
 
 }  // namespace moeref::backends
