@@ -21,14 +21,16 @@ double exp_value(double x) { return exp(DoubleDouble{x, 0.0}).hi; }
 struct SigmoidAround {
   double value;
   double rest;
+  double reach;  ///< both change by no more than this factor
   double value_above;
   double rest_above;
 
   SigmoidAround(double x, double distance)
       : value(sigmoid_value(x)),
         rest(sigmoid_value(-x)),
-        value_above(std::min(1.0, value * growth(distance))),
-        rest_above(std::min(1.0, rest * growth(distance))) {}
+        reach(growth(distance)),
+        value_above(std::min(1.0, value * reach)),
+        rest_above(std::min(1.0, rest * reach)) {}
 
   /// |sigmoid(x + d) - sigmoid(x)| for |d| <= distance; the derivative is sigmoid * (1 - sigmoid)
   /// <= 1/4.
@@ -39,7 +41,9 @@ struct SigmoidAround {
   /// and a quotient.
   double rounding(const RoundingModel& model) const {
     if (model.single_functions) return model.round(value_above);
-    const double relative = rest_above * model.library + 2.0 * model.unit;
+    // Where exp(-x) may overflow the quotient may be 0.
+    const bool overflows = value * model.largest <= (1.0 + 4.0 * model.library) * reach;
+    const double relative = overflows ? 1.0 : rest_above * model.library + 2.0 * model.unit;
     return value_above * relative * (1.0 + 4.0 * model.library) + 6.0 * model.tiny;
   }
 };

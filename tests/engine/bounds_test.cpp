@@ -136,14 +136,14 @@ const std::vector<JudgedFunction>& judged_functions() {
   static const std::vector<JudgedFunction> functions{
       {"sigmoid", [](const Arithmetic& a, const Bounded& x) { return sigmoid(a, x); },
        [](float x) { return 1.0f / (1.0f + std::exp(-x)); },
-       [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, -80.0, 80.0},
+       [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, -120.0, 80.0},
       {"silu", [](const Arithmetic& a, const Bounded& x) { return swish(a, x, exact(1.0)); },
        [](float x) { return x / (1.0f + std::exp(-x)); },
-       [](double x) { return x / (1.0 + std::exp(-x)); }, -80.0, 80.0},
+       [](double x) { return x / (1.0 + std::exp(-x)); }, -120.0, 80.0},
       {"swish_1702",
        [](const Arithmetic& a, const Bounded& x) { return swish(a, x, constant(a, 1.702f)); },
        [](float x) { return swish_steps(x, 1.702f); },
-       [](double x) { return swish_steps(x, 1.702); }, -40.0, 40.0},
+       [](double x) { return swish_steps(x, 1.702); }, -80.0, 40.0},
       {"softplus", [](const Arithmetic& a, const Bounded& x) { return softplus(a, x); },
        softplus_steps<float>, softplus_steps<double>, -80.0, 40.0},
       {"sqrt", square_root, [](float x) { return std::sqrt(x); },
@@ -163,7 +163,7 @@ const std::vector<JudgedFunction>& judged_functions() {
       {"tanh_glu_4",
        [](const Arithmetic& a, const Bounded& x) { return tanh_glu(a, x, exact(4.0)); },
        [](float x) { return tanh_glu_steps(x, 4.0f); },
-       [](double x) { return tanh_glu_steps(x, 4.0); }, -40.0, 40.0},
+       [](double x) { return tanh_glu_steps(x, 4.0); }, -120.0, 40.0},
       {"tanh_glu_0.7",
        [](const Arithmetic& a, const Bounded& x) {
          return tanh_glu(a, x, script_constant(a, 0.7));
@@ -198,6 +198,18 @@ TEST(BoundedFunctions, EncloseStepwiseEvaluationsInBothPrecisions) {
       EXPECT_GT(worst_f64, 0.1) << function.name;
     }
   }
+}
+
+/// exp(-x) overflows below about -88.7 in f32: the sigmoid is 0 there, not subnormal.
+TEST(BoundedFunctions, AllowZeroOnlyWhereTheExponentialOverflows) {
+  const Arithmetic& f32 = arithmetic(Precision::f32);
+  const auto is_open = [](const Bounded& x) { return x.stored >= std::fabs(x.value); };
+  EXPECT_TRUE(is_open(sigmoid(f32, exact(-89.0))));
+  EXPECT_TRUE(is_open(swish(f32, exact(-89.0), exact(1.0))));
+  EXPECT_TRUE(is_open(sigmoid(f32, {-88.5, 0.3, 0.0})));
+  EXPECT_FALSE(is_open(sigmoid(f32, exact(-88.5))));
+  EXPECT_FALSE(is_open(swish(f32, exact(-88.5), exact(1.0))));
+  EXPECT_FALSE(is_open(sigmoid(arithmetic(Precision::f64), exact(-89.0))));
 }
 
 /// Errors of the input from far below one unit to more than one, where only the derivative bounds
