@@ -137,10 +137,11 @@ Tensor delivered(const TensorView& like, const bounds::BoundedOutput& computed) 
 }
 
 /// Whether a stored number may be what an evaluation within `bound` of `value` gives. Where that
-/// evaluation may overflow the bound is infinite and nothing can be said of a finite value.
+/// evaluation may overflow the bound is infinite and nothing can be said of a finite value; an
+/// infinite one may have met an overflow of the other sign.
 bool within(double stored, double value, double bound) {
   if (std::isnan(value)) return std::isnan(stored);
-  if (std::isinf(value)) return stored == value;
+  if (std::isinf(value)) return stored == value || std::isnan(stored);
   if (std::isinf(bound)) return true;
   return std::fabs(stored - value) <= bound;
 }

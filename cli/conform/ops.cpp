@@ -13,11 +13,11 @@ constexpr std::array kValueOperations{
     NamedOperation{"moe_routing", run_moe_routing},
 };
 
-constexpr std::array kAreas{layout_trtllm_operations,   layout_nvidia_operations,
-                            layout_marlin_operations,   layout_triton_operations,
-                            layout_deepgemm_operations, layout_amd_operations,
-                            quantizer_operations,       gpu_operations,
-                            matrix_operations,          forward_operations};
+constexpr std::array kAreas{
+    layout_trtllm_operations, layout_nvidia_operations,   layout_marlin_operations,
+    layout_triton_operations, layout_deepgemm_operations, layout_amd_operations,
+    aiter_forward_operations, quantizer_operations,       gpu_operations,
+    matrix_operations,        forward_operations};
 
 std::vector<NamedOperation> collect() {
   std::vector<NamedOperation> all(kValueOperations.begin(), kValueOperations.end());

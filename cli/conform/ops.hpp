@@ -36,6 +36,7 @@ std::span<const NamedOperation> layout_marlin_operations();
 std::span<const NamedOperation> layout_triton_operations();
 std::span<const NamedOperation> layout_deepgemm_operations();
 std::span<const NamedOperation> layout_amd_operations();
+std::span<const NamedOperation> aiter_forward_operations();
 std::span<const NamedOperation> quantizer_operations();
 std::span<const NamedOperation> gpu_operations();
 std::span<const NamedOperation> matrix_operations();

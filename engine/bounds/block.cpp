@@ -82,30 +82,14 @@ BoundedMatrix combine(const Arithmetic& arithmetic, const BoundedRoute& route,
   BoundedMatrix combined(route.tokens, slots.cols);
   for (std::int64_t token = 0; token < route.tokens; ++token) {
     for (std::int64_t col = 0; col < slots.cols; ++col) {
-      Bounded sum;  // its errors: those of the products
-      double magnitude = 0.0;
-      double terms = 0.0;
+      std::vector<Bounded> terms;
       for (std::int64_t slot = token * route.top_k; slot < (token + 1) * route.top_k; ++slot) {
         const auto index = static_cast<std::size_t>(slot);
         if (route.ids[index] < 0) continue;
-        const Bounded term = multiply(arithmetic, route.weights[index], slots.at(slot, col));
-        sum = {sum.value + term.value, sum.stored + term.stored, sum.own + term.own};
-        magnitude += std::fabs(term.value);
-        terms += 1.0;
+        terms.push_back(multiply(arithmetic, route.weights[index], slots.at(slot, col)));
       }
-      if (residual != nullptr) {
-        const Bounded term = residual->at(token, col);
-        sum = {sum.value + term.value, sum.stored + term.stored, sum.own + term.own};
-        magnitude += std::fabs(term.value);
-        terms += 1.0;
-      }
-      combined.set(
-          token, col,
-          with_errors(sum.value, arithmetic, [&](const RoundingModel& model, Channel error) {
-            const double above = magnitude + sum.*error;
-            if (above >= model.largest) return std::numeric_limits<double>::infinity();
-            return sum.*error + model.gamma(std::max(0.0, terms - 1.0)) * above;
-          }));
+      if (residual != nullptr) terms.push_back(residual->at(token, col));
+      combined.set(token, col, sum(arithmetic, terms));
     }
   }
   return combined;

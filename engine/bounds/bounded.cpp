@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "engine/bounds/double_double.hpp"
+
 namespace moeref::bounds {
 namespace {
 
@@ -39,6 +41,14 @@ const Arithmetic& arithmetic(Precision precision) {
   return precision == Precision::f32 ? kArithmeticF32 : kArithmeticF64;
 }
 
+bool RoundingModel::holds(double value) const {
+  if (value == 0.0) return true;
+  if (!(std::fabs(value) <= largest)) return false;
+  int exponent = 0;
+  const double significand = std::ldexp(std::frexp(value, &exponent), significant_bits);
+  return significand == std::trunc(significand) && std::fmod(value, tiny) == 0.0;
+}
+
 double Bounded::total() const { return outward(stored + own + kOwn.round(std::fabs(value))); }
 
 Bounded constant(const Arithmetic& arithmetic, float spelled) {
@@ -51,6 +61,12 @@ Bounded constant(const Arithmetic& arithmetic, float spelled) {
   if (value == static_cast<double>(spelled)) return exact(value);
   return with_errors(value, arithmetic, [&](const RoundingModel& model, Channel) {
     return model.round(std::fabs(value));
+  });
+}
+
+Bounded script_constant(const Arithmetic& arithmetic, double value) {
+  return with_errors(value, arithmetic, [&](const RoundingModel& model, Channel) {
+    return model.holds(value) ? 0.0 : model.round(std::fabs(value));
   });
 }
 
@@ -68,6 +84,35 @@ Bounded multiply(const Arithmetic& arithmetic, const Bounded& x, const Bounded& 
     const double moved =
         std::fabs(x.value) * (y.*error) + (x.*error) * (std::fabs(y.value) + y.*error);
     return moved + model.round(std::fabs(value) + moved);
+  });
+}
+
+Bounded scale(const Arithmetic& arithmetic, const Bounded& x, double factor) {
+  const DoubleDouble product = two_product(x.value, factor);
+  return with_errors(product.hi, arithmetic, [&](const RoundingModel& model, Channel error) {
+    if (x.*error == 0.0 && product.lo == 0.0 && model.holds(product.hi)) return 0.0;
+    const double moved = x.*error * std::fabs(factor);
+    return moved + model.round(std::fabs(product.hi) + moved);
+  });
+}
+
+Bounded sum(const Arithmetic& arithmetic, std::span<const Bounded> terms) {
+  double value = 0.0;
+  double magnitude = 0.0;
+  for (const Bounded& term : terms) {
+    value += term.value;
+    magnitude += std::fabs(term.value);
+  }
+  return with_errors(value, arithmetic, [&](const RoundingModel& model, Channel error) {
+    double moved = 0.0;
+    double count = 0.0;
+    for (const Bounded& term : terms) {
+      moved += term.*error;
+      count += term.value == 0.0 && term.*error == 0.0 ? 0.0 : 1.0;
+    }
+    const double above = magnitude + moved;
+    if (above >= model.largest) return std::numeric_limits<double>::infinity();
+    return moved + model.gamma(std::max(0.0, count - 1.0)) * above;
   });
 }
 

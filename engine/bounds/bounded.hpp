@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <span>
 
 // Running error analysis: every number carries how far another evaluation of the same formula may
 // be from it. Nothing here shares code with the exact engine, so the two can judge each other.
@@ -34,6 +35,9 @@ struct RoundingModel {
     if (magnitude >= largest) return std::numeric_limits<double>::infinity();
     return magnitude * library + 4.0 * tiny;
   }
+  /// Whether this arithmetic has a number for `value`, so that an operation with this exact result
+  /// does not round.
+  bool holds(double value) const;
   /// Relative error of a product of `n` factors (1 + d), |d| <= unit: n * unit / (1 - n * unit).
   /// Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, lemma 3.1.
   double gamma(double n) const { return n * unit / (1.0 - n * unit); }
@@ -91,8 +95,16 @@ inline Bounded exact(double value) { return {value, 0.0, 0.0}; }
 /// evaluations in f32 the f32.
 Bounded constant(const Arithmetic& arithmetic, float spelled);
 
+/// A double of a script, as it stands. Evaluations in f32 have the f32 nearest to it.
+Bounded script_constant(const Arithmetic& arithmetic, double value);
+
 Bounded add(const Arithmetic& arithmetic, const Bounded& x, const Bounded& y);
 Bounded multiply(const Arithmetic& arithmetic, const Bounded& x, const Bounded& y);
+/// x * factor for a factor that every evaluation has exactly. Unlike `multiply` it knows of
+/// products that fit: those of an exact x round only where the arithmetic does not hold the result.
+Bounded scale(const Arithmetic& arithmetic, const Bounded& x, double factor);
+/// The sum of the terms in any order. Terms that are certainly 0 do not count.
+Bounded sum(const Arithmetic& arithmetic, std::span<const Bounded> terms);
 /// min(x, limit) and max(x, limit): selections, never rounded.
 Bounded at_most(const Bounded& x, const Bounded& limit);
 Bounded at_least(const Bounded& x, const Bounded& limit);

@@ -192,6 +192,20 @@ Bounded bounded_dot(const Arithmetic& arithmetic, const LayerErrors& layer,
   return element;
 }
 
+/// How far the errors of one weight row move its dot product with one input row: the sum of
+/// error(w) * (|x| + error(x)).
+Bounded moved_by_weight(const BoundedMatrix& weight, std::int64_t row, const BoundedMatrix& input,
+                        std::int64_t token) {
+  Bounded moved;
+  for (std::int64_t col = 0; col < weight.cols; ++col) {
+    const Bounded w = weight.at(row, col);
+    const Bounded x = input.at(token, col);
+    moved.stored += w.stored * (std::fabs(x.value) + x.stored);
+    moved.own += w.own * (std::fabs(x.value) + x.own);
+  }
+  return moved;
+}
+
 }  // namespace
 
 BoundedMatrix::BoundedMatrix(std::int64_t row_count, std::int64_t col_count)
@@ -236,6 +250,29 @@ BoundedMatrix gather_rows(const BoundedMatrix& matrix, std::span<const std::int6
     copy_row(matrix.own, gathered.own, i);
   }
   return gathered;
+}
+
+BoundedMatrix linear(const Arithmetic& arithmetic, const BoundedMatrix& weight,
+                     const BoundedMatrix& input) {
+  if (weight.cols != input.cols) {
+    fail("weight", "has {} columns, its input has {}", weight.cols, input.cols);
+  }
+  std::vector<InputRow> rows;
+  for (std::int64_t token = 0; token < input.rows; ++token)
+    rows.push_back(describe_row(input, token));
+  const LayerErrors layer{static_cast<double>(weight.cols), 0.0, 0.0, 0.0};
+  BoundedMatrix output(input.rows, weight.rows);
+  const auto width = static_cast<std::size_t>(weight.cols);
+  for (std::int64_t row = 0; row < weight.rows; ++row) {
+    const WeightRow weights(
+        std::span(weight.value).subspan(static_cast<std::size_t>(row) * width, width));
+    for (std::int64_t token = 0; token < input.rows; ++token) {
+      output.set(token, row,
+                 bounded_dot(arithmetic, layer, input, token, rows[static_cast<std::size_t>(token)],
+                             weights, moved_by_weight(weight, row, input, token)));
+    }
+  }
+  return output;
 }
 
 int dequantization_roundings(const ScaledMatrix& matrix, int precision_bits) {

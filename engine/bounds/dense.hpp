@@ -36,6 +36,11 @@ BoundedMatrix linear(const Arithmetic& arithmetic, const ScaledMatrix& weight,
                      const ScaledMatrix& bias, const BoundedMatrix& input, int threads = 1,
                      const BoundedMatrix* residual = nullptr);
 
+/// input * weight^T for a weight whose elements have errors of their own: [input.rows,
+/// weight.rows], products and sums in any order. Error: widths that differ.
+BoundedMatrix linear(const Arithmetic& arithmetic, const BoundedMatrix& weight,
+                     const BoundedMatrix& input);
+
 /// Roundings between the codes of a matrix and its values in an arithmetic with `precision_bits`
 /// significant bits (24 or 53): none where the product of code and block scale always fits.
 int dequantization_roundings(const ScaledMatrix& matrix, int precision_bits);

@@ -74,4 +74,26 @@ DoubleDouble erf(const DoubleDouble& x) {
   return kTwoOverSqrtPi * exp(-square) * sum;
 }
 
+DoubleDouble tanh(const DoubleDouble& x) {
+  if (std::isnan(x.hi)) return {x.hi, 0.0};
+  constexpr double kSmall = 0x1p-4;  // above it 1 - e^(-2x) loses no more than three bits
+  if (std::fabs(x.hi) >= kSmall) {
+    const DoubleDouble size = x.hi < 0.0 ? -x : x;
+    const DoubleDouble e = exp(scaled(-size, 1));
+    const DoubleDouble value = (kOne - e) / (kOne + e);
+    return x.hi < 0.0 ? -value : value;
+  }
+  // sinh / cosh by their series: x^2 <= 2^-8, and 2^-88 / 22! < 2^-150.
+  constexpr int kTerms = 11;
+  const DoubleDouble square = x * x;
+  DoubleDouble sinh_over_x = kOne;
+  DoubleDouble cosh = kOne;
+  for (int n = kTerms; n > 0; --n) {  // Horner: 1 + x^2/(2 3) (1 + x^2/(4 5) (...))
+    const double even = 2.0 * n;
+    cosh = kOne + cosh * square / DoubleDouble{even * (even - 1.0), 0.0};
+    sinh_over_x = kOne + sinh_over_x * square / DoubleDouble{even * (even + 1.0), 0.0};
+  }
+  return x * sinh_over_x / cosh;
+}
+
 }  // namespace moeref::bounds

@@ -71,5 +71,7 @@ DoubleDouble sigmoid(const DoubleDouble& x);
 DoubleDouble softplus(double x);
 /// erf(x); absolute error below 2^-90.
 DoubleDouble erf(const DoubleDouble& x);
+/// tanh(x). Relative error below 2^-85.
+DoubleDouble tanh(const DoubleDouble& x);
 
 }  // namespace moeref::bounds

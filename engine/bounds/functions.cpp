@@ -21,14 +21,16 @@ double exp_value(double x) { return exp(DoubleDouble{x, 0.0}).hi; }
 struct SigmoidAround {
   double value;
   double rest;
+  double reach;  ///< both change by no more than this factor
   double value_above;
   double rest_above;
 
   SigmoidAround(double x, double distance)
       : value(sigmoid_value(x)),
         rest(sigmoid_value(-x)),
-        value_above(std::min(1.0, value * growth(distance))),
-        rest_above(std::min(1.0, rest * growth(distance))) {}
+        reach(growth(distance)),
+        value_above(std::min(1.0, value * reach)),
+        rest_above(std::min(1.0, rest * reach)) {}
 
   /// |sigmoid(x + d) - sigmoid(x)| for |d| <= distance; the derivative is sigmoid * (1 - sigmoid)
   /// <= 1/4.
@@ -39,8 +41,59 @@ struct SigmoidAround {
   /// and a quotient.
   double rounding(const RoundingModel& model) const {
     if (model.single_functions) return model.round(value_above);
-    const double relative = rest_above * model.library + 2.0 * model.unit;
+    // Where exp(-x) may overflow the quotient may be 0.
+    const bool overflows = value * model.largest <= (1.0 + 4.0 * model.library) * reach;
+    const double relative = overflows ? 1.0 : rest_above * model.library + 2.0 * model.unit;
     return value_above * relative * (1.0 + 4.0 * model.library) + 6.0 * model.tiny;
+  }
+};
+
+/// t(x) = range * tanh(x / range), step by step: a quotient, the function, a product.
+struct TanhAround {
+  double range;        ///< |range|
+  double range_error;  ///< of |range|
+  bool divides_exactly;
+  DoubleDouble value;    ///< t(x), at x itself
+  double slope;          ///< t'(x) = 1 - tanh^2
+  double distance;       ///< of x
+  double argument_size;  ///< |x / range|, from above over [x - d, x + d]
+
+  TanhAround(double x, const Bounded& of_range, Channel error, double distance_of_x)
+      : range(std::fabs(of_range.value)), range_error(of_range.*error), distance(distance_of_x) {
+    int exponent = 0;
+    divides_exactly = range_error == 0.0 && std::frexp(range, &exponent) == 0.5;
+    const DoubleDouble wide_range{range, 0.0};
+    const DoubleDouble argument = DoubleDouble{x, 0.0} / wide_range;
+    value = wide_range * tanh(argument);
+    slope = slope_at(argument.hi);
+    argument_size = (std::fabs(x) + distance) / range;
+  }
+  /// |t(x + d) - t(x)|; |t''| < 0.77 / range, and t rises by at most 1 for 1, from -range to range.
+  double moved() const {
+    const double by_slope = (slope + kDerivativeSlack) * distance;
+    return std::min({by_slope + half_bend() * distance * distance, distance, 2.0 * range});
+  }
+  /// Half of the largest |t''|.
+  double half_bend() const { return 0.385 / range; }
+  /// |t| over [x - d, x + d].
+  double above() const { return std::min(range, std::fabs(value.hi) + moved()); }
+  /// Rounding of the steps anywhere near x.
+  double rounding(const RoundingModel& model) const {
+    // An infinite quotient has the right tanh: only its relative error counts.
+    const double roundings = (divides_exactly ? 0.0 : 2.0) + (range_error > 0.0 ? 1.0 : 0.0);
+    const double argument_error = model.gamma(roundings) * argument_size + 2.0 * model.tiny;
+    const double reach = distance / range + argument_error;
+    const double slope_above = std::min(1.0, slope + 0.77 * reach);
+    const double tanh_above = std::min(1.0, above() / range);
+    const double tanh_error = slope_above * argument_error + model.round_library(tanh_above);
+    const double product = (range + range_error) * (tanh_above + tanh_error);
+    return (range + range_error) * tanh_error + range_error * tanh_above +
+           (divides_exactly ? model.tiny : model.round(product));
+  }
+
+  /// 1 - tanh^2, without cancellation.
+  static double slope_at(double argument) {
+    return 4.0 * sigmoid_value(2.0 * argument) * sigmoid_value(-2.0 * argument);
   }
 };
 
@@ -172,6 +225,45 @@ Bounded gelu_tanh(const Arithmetic& arithmetic, const Bounded& x) {
     const double sum_error = tanh_error + model.round(2.0 * around.value_above + tanh_error);
     return moved + 0.5 * (x_above * sum_error +
                           model.round(x_above * (2.0 * around.value_above + sum_error)));
+  });
+}
+
+Bounded scaled_tanh(const Arithmetic& arithmetic, const Bounded& x, const Bounded& range) {
+  if (!std::isfinite(x.value)) return exact(std::fabs(range.value) * std::tanh(x.value));
+  const double value = TanhAround(x.value, range, &Bounded::own, 0.0).value.hi;
+  return with_errors(value, arithmetic, [&](const RoundingModel& model, Channel error) {
+    const TanhAround around(x.value, range, error, x.*error);
+    if (model.single_functions) return around.moved() + model.round(around.above());
+    return around.moved() + around.rounding(model);
+  });
+}
+
+Bounded tanh_glu(const Arithmetic& arithmetic, const Bounded& x, const Bounded& range) {
+  if (!std::isfinite(x.value)) {
+    return exact(std::fabs(range.value) * std::tanh(x.value) * sigmoid_value(x.value));
+  }
+  const DoubleDouble wide_sigmoid = sigmoid(DoubleDouble{x.value, 0.0});
+  const double value = (TanhAround(x.value, range, &Bounded::own, 0.0).value * wide_sigmoid).hi;
+  return with_errors(value, arithmetic, [&](const RoundingModel& model, Channel error) {
+    const double distance = x.*error;
+    const TanhAround tanh_part(x.value, range, error, distance);
+    const SigmoidAround sigmoid_part(x.value, distance);
+    // f = t s: f' = t' s + t s (1 - s) <= 1.25; |f''| <= |t''| + 2 t' s' + |t s''|, where s' <= 1/4
+    // and |t s''| <= |x s''| < 0.16.
+    const double size = std::fabs(tanh_part.value.hi);
+    const double slope = std::fabs(tanh_part.slope * sigmoid_part.value +
+                                   tanh_part.value.hi * sigmoid_part.value * sigmoid_part.rest) +
+                         kDerivativeSlack * sigmoid_part.value * (1.0 + size);
+    const double half_bend = tanh_part.half_bend() + 0.33;
+    const double moved =
+        std::min(slope * distance + half_bend * distance * distance, 1.25 * distance);
+    if (model.single_functions) return moved + model.round(std::fabs(value) + moved);
+    const double tanh_error = tanh_part.rounding(model);
+    const double tanh_above = tanh_part.above();
+    const double sigmoid_error = sigmoid_part.rounding(model);
+    const double sigmoid_above = sigmoid_part.value_above + sigmoid_error;
+    return moved + tanh_above * sigmoid_error + tanh_error * sigmoid_above +
+           model.round((tanh_above + tanh_error) * sigmoid_above);
   });
 }
 

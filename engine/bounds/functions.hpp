@@ -22,6 +22,12 @@ Bounded gelu_erf(const Arithmetic& arithmetic, const Bounded& x);
 /// x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2.
 Bounded gelu_tanh(const Arithmetic& arithmetic, const Bounded& x);
 
+/// range * tanh(x / range), range finite and not 0. A quotient may be the product with the rounded
+/// reciprocal.
+Bounded scaled_tanh(const Arithmetic& arithmetic, const Bounded& x, const Bounded& range);
+/// range * tanh(x / range) * sigmoid(x), in this order.
+Bounded tanh_glu(const Arithmetic& arithmetic, const Bounded& x, const Bounded& range);
+
 /// exp(x[i] - max(x)) for every i. The errors leave out what all elements have in common (a shift
 /// of every x): these are the numerators of a softmax, only their ratios mean anything.
 std::vector<Bounded> softmax_numerators(const Arithmetic& arithmetic,

@@ -165,6 +165,68 @@ TEST(Linear, CountsTheRoundingsOfEveryDequantization) {
   EXPECT_EQ(roundings(Scheme::nvfp4_divided, 53), 1);
 }
 
+/// Weights with errors of their own, as rounded scales leave them.
+TEST(Linear, EnclosesSumsOfWeightsThatWereMoved) {
+  std::mt19937_64 random(26);
+  std::uniform_real_distribution<double> unit(-1.0, 1.0);
+  constexpr std::int64_t kWidth = 96;
+  BoundedMatrix weight(3, kWidth);
+  BoundedMatrix input(2, kWidth);
+  for (const double distance : {1e-5, 1e-2, 0.25}) {
+    const auto fill = [&](BoundedMatrix& matrix) {
+      for (std::size_t i = 0; i < matrix.value.size(); ++i) {
+        matrix.value[i] = unit(random);
+        matrix.stored[i] = distance;
+      }
+    };
+    fill(weight);
+    fill(input);
+    const BoundedMatrix output = linear(arithmetic(Precision::f32), weight, input);
+    double worst = 0.0;
+    for (int trial = 0; trial < 20; ++trial) {
+      for (std::int64_t row = 0; row < output.rows; ++row) {
+        for (std::int64_t col = 0; col < output.cols; ++col) {
+          std::vector<float> moved_weight;
+          std::vector<float> moved_input;
+          for (std::int64_t k = 0; k < kWidth; ++k) {
+            // Displaced in the direction that moves the product, or anywhere; then rounded.
+            const Bounded w = weight.at(col, k);
+            const Bounded x = input.at(row, k);
+            const double room = distance - 0x1p-22;
+            const double sign = trial == 0 ? 1.0 : unit(random);
+            moved_weight.push_back(
+                static_cast<float>(w.value + room * std::copysign(sign, x.value)));
+            moved_input.push_back(
+                static_cast<float>(x.value + room * std::copysign(sign, w.value)));
+          }
+          const float result = shuffled_dot(moved_weight, moved_input, random);
+          const double difference =
+              std::fabs(static_cast<double>(result) - output.at(row, col).value);
+          const double bound = output.at(row, col).total();
+          ASSERT_LE(difference, bound);
+          worst = std::max(worst, difference / bound);
+        }
+      }
+    }
+    EXPECT_GT(worst, 0.5) << distance;
+  }
+}
+
+TEST(Linear, AgreesForExactWeightsWithTheOneOfScaledMatrices) {
+  std::mt19937_64 random(27);
+  const OwnedMatrix weight = random_matrix(Scheme::bf16, Spread::wide, 40, 96, random);
+  BoundedMatrix exact_weight(40, 96);
+  dequantize(weight.matrix, std::span<double>(exact_weight.value));
+  const BoundedMatrix input = exact_matrix(bf16_values(5 * 96, random), 5, 96);
+  for (const Precision precision : {Precision::f32, Precision::f64}) {
+    const BoundedMatrix one = linear(arithmetic(precision), weight.matrix, {}, input);
+    const BoundedMatrix other = linear(arithmetic(precision), exact_weight, input);
+    EXPECT_EQ(one.value, other.value);
+    EXPECT_EQ(one.stored, other.stored);
+    EXPECT_EQ(one.own, other.own);
+  }
+}
+
 TEST(Linear, GivesTheSameBitsForAnyNumberOfThreads) {
   std::mt19937_64 random(25);
   const OwnedMatrix weight = random_matrix(Scheme::e4m3_row, Spread::wide, 100, 96, random);

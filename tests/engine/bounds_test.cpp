@@ -55,6 +55,8 @@ void softplus_by_mpfr(mpfr_ptr to, mpfr_srcptr x) {
   mpfr_log1p(to, to, MPFR_RNDN);
 }
 
+void tanh_by_mpfr(mpfr_ptr to, mpfr_srcptr x) { mpfr_tanh(to, x, MPFR_RNDN); }
+
 TEST(DoubleDouble, FunctionsAgreeWithMpfrToNinetyBits) {
   for (const double x : arguments(-600.0, 600.0)) {  // beyond, the low part is subnormal
     ASSERT_LT(judged_error(exp(DoubleDouble{x, 0.0}), x, true, exp_by_mpfr), 0x1p-90) << x;
@@ -68,6 +70,16 @@ TEST(DoubleDouble, FunctionsAgreeWithMpfrToNinetyBits) {
   }
 }
 
+TEST(DoubleDouble, TanhAgreesWithMpfrToEightyFiveBits) {
+  for (const double high : {0x1p-30, 0x1p-3, 1.0, 60.0}) {
+    for (const double x : arguments(-high, high)) {
+      if (std::fabs(x) < 0x1p-900) continue;  // the low part of a product is subnormal
+      ASSERT_LT(judged_error(tanh(DoubleDouble{x, 0.0}), x, true, tanh_by_mpfr), 0x1p-85) << x;
+    }
+  }
+  EXPECT_EQ(tanh(DoubleDouble{0.0, 0.0}).hi, 0.0);
+}
+
 TEST(DoubleDouble, FunctionsKeepTheEndsOfTheRange) {
   EXPECT_EQ(exp(DoubleDouble{-1000.0, 0.0}).hi, 0.0);
   EXPECT_TRUE(std::isinf(exp(DoubleDouble{1000.0, 0.0}).hi));
@@ -75,6 +87,8 @@ TEST(DoubleDouble, FunctionsKeepTheEndsOfTheRange) {
   EXPECT_EQ(sigmoid(DoubleDouble{-INFINITY, 0.0}).hi, 0.0);
   EXPECT_EQ(sigmoid(DoubleDouble{INFINITY, 0.0}).hi, 1.0);
   EXPECT_EQ(softplus(1e30).hi, 1e30);
+  EXPECT_EQ(tanh(DoubleDouble{1e30, 0.0}).hi, 1.0);
+  EXPECT_EQ(tanh(DoubleDouble{-INFINITY, 0.0}).hi, -1.0);
 }
 
 /// A function in f32 or f64, step by step as PyTorch computes it, and the same with bounds.
@@ -108,24 +122,54 @@ Real gelu_tanh_steps(Real x) {
   return Real(0.5) * x * (Real(1) + std::tanh(inner));
 }
 
+template <typename Real>
+Real scaled_tanh_steps(Real x, Real range) {
+  return range * std::tanh(x / range);
+}
+
+template <typename Real>
+Real tanh_glu_steps(Real x, Real range) {
+  return range * std::tanh(x / range) * (Real(1) / (Real(1) + std::exp(-x)));
+}
+
 const std::vector<JudgedFunction>& judged_functions() {
   static const std::vector<JudgedFunction> functions{
       {"sigmoid", [](const Arithmetic& a, const Bounded& x) { return sigmoid(a, x); },
        [](float x) { return 1.0f / (1.0f + std::exp(-x)); },
-       [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, -80.0, 80.0},
+       [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, -120.0, 80.0},
       {"silu", [](const Arithmetic& a, const Bounded& x) { return swish(a, x, exact(1.0)); },
        [](float x) { return x / (1.0f + std::exp(-x)); },
-       [](double x) { return x / (1.0 + std::exp(-x)); }, -80.0, 80.0},
+       [](double x) { return x / (1.0 + std::exp(-x)); }, -120.0, 80.0},
       {"swish_1702",
        [](const Arithmetic& a, const Bounded& x) { return swish(a, x, constant(a, 1.702f)); },
        [](float x) { return swish_steps(x, 1.702f); },
-       [](double x) { return swish_steps(x, 1.702); }, -40.0, 40.0},
+       [](double x) { return swish_steps(x, 1.702); }, -80.0, 40.0},
       {"softplus", [](const Arithmetic& a, const Bounded& x) { return softplus(a, x); },
        softplus_steps<float>, softplus_steps<double>, -80.0, 40.0},
       {"sqrt", square_root, [](float x) { return std::sqrt(x); },
        [](double x) { return std::sqrt(x); }, 0.0, 50.0},
       {"gelu_erf", gelu_erf, gelu_erf_steps<float>, gelu_erf_steps<double>, -9.0, 9.0},
       {"gelu_tanh", gelu_tanh, gelu_tanh_steps<float>, gelu_tanh_steps<double>, -9.0, 9.0},
+      {"scaled_tanh_4",
+       [](const Arithmetic& a, const Bounded& x) { return scaled_tanh(a, x, exact(4.0)); },
+       [](float x) { return scaled_tanh_steps(x, 4.0f); },
+       [](double x) { return scaled_tanh_steps(x, 4.0); }, -40.0, 40.0},
+      {"scaled_tanh_2.3",
+       [](const Arithmetic& a, const Bounded& x) {
+         return scaled_tanh(a, x, script_constant(a, 2.3));
+       },
+       [](float x) { return scaled_tanh_steps(x, 2.3f); },
+       [](double x) { return scaled_tanh_steps(x, 2.3); }, -40.0, 40.0},
+      {"tanh_glu_4",
+       [](const Arithmetic& a, const Bounded& x) { return tanh_glu(a, x, exact(4.0)); },
+       [](float x) { return tanh_glu_steps(x, 4.0f); },
+       [](double x) { return tanh_glu_steps(x, 4.0); }, -120.0, 40.0},
+      {"tanh_glu_0.7",
+       [](const Arithmetic& a, const Bounded& x) {
+         return tanh_glu(a, x, script_constant(a, 0.7));
+       },
+       [](float x) { return tanh_glu_steps(x, 0.7f); },
+       [](double x) { return tanh_glu_steps(x, 0.7); }, -40.0, 40.0},
   };
   return functions;
 }
@@ -154,6 +198,18 @@ TEST(BoundedFunctions, EncloseStepwiseEvaluationsInBothPrecisions) {
       EXPECT_GT(worst_f64, 0.1) << function.name;
     }
   }
+}
+
+/// exp(-x) overflows below about -88.7 in f32: the sigmoid is 0 there, not subnormal.
+TEST(BoundedFunctions, AllowZeroOnlyWhereTheExponentialOverflows) {
+  const Arithmetic& f32 = arithmetic(Precision::f32);
+  const auto is_open = [](const Bounded& x) { return x.stored >= std::fabs(x.value); };
+  EXPECT_TRUE(is_open(sigmoid(f32, exact(-89.0))));
+  EXPECT_TRUE(is_open(swish(f32, exact(-89.0), exact(1.0))));
+  EXPECT_TRUE(is_open(sigmoid(f32, {-88.5, 0.3, 0.0})));
+  EXPECT_FALSE(is_open(sigmoid(f32, exact(-88.5))));
+  EXPECT_FALSE(is_open(swish(f32, exact(-88.5), exact(1.0))));
+  EXPECT_FALSE(is_open(sigmoid(arithmetic(Precision::f64), exact(-89.0))));
 }
 
 /// Errors of the input from far below one unit to more than one, where only the derivative bounds
@@ -227,6 +283,39 @@ TEST(Bounded, AClampDropsTheErrorOfWhatItReplaces) {
             0.5);  // the other evaluation may be below the limit
   EXPECT_EQ(at_least({-9.0, 0.5, 0.0}, negate(limit)).total(), exact(-7.0).total());
   EXPECT_TRUE(std::isnan(at_most(exact(std::nan("")), limit).value));
+}
+
+TEST(Bounded, KnowsWhichNumbersAnArithmeticHolds) {
+  const RoundingModel& f32 = arithmetic(Precision::f32).stored;
+  for (const double held : {0.0, 1.0, -0x1.fffffep127, 0x1p-149, 0x1.000002p0, 0x1.8p-148}) {
+    EXPECT_TRUE(f32.holds(held)) << held;
+  }
+  for (const double lost : {0x1p128, 0x1p-150, 0x1.000001p0, 0x1.8p-149, 0.1}) {
+    EXPECT_FALSE(f32.holds(lost)) << lost;
+  }
+  EXPECT_FALSE(f32.holds(INFINITY));
+  EXPECT_FALSE(f32.holds(std::nan("")));
+}
+
+TEST(Bounded, AScaledNumberRoundsOnlyWhereItDoesNotFit) {
+  const Arithmetic& f32 = arithmetic(Precision::f32);
+  EXPECT_EQ(scale(f32, exact(0x1.fep3), 0x1.8p-3).stored, 0.0);
+  EXPECT_EQ(scale(f32, exact(0x1.fep3), 0.0).stored, 0.0);
+  const Bounded rounded = scale(f32, exact(0x1.000002p0), 0x1.000002p0);
+  EXPECT_GE(rounded.stored, 0x1p-24);
+  EXPECT_EQ(rounded.own, 0.0);
+  EXPECT_GE(scale(f32, {3.0, 0.25, 0.0}, 2.0).stored, 0.5);
+  EXPECT_GT(scale(f32, exact(0x1p-149), 0.5).stored, 0.0);
+  EXPECT_TRUE(std::isinf(scale(f32, exact(0x1p100), 0x1p28).stored));
+}
+
+TEST(Bounded, ASumOfOneTermIsThatTerm) {
+  const Arithmetic& f32 = arithmetic(Precision::f32);
+  const std::vector<Bounded> one{exact(0.0), exact(0.1), exact(0.0)};
+  EXPECT_EQ(sum(f32, one).stored, 0.0);
+  const std::vector<Bounded> two{exact(0x1p24), {1.0, 0.5, 0.0}};
+  EXPECT_GE(sum(f32, two).stored, 1.5);
+  EXPECT_LT(sum(f32, two).stored, 2.0);
 }
 
 TEST(Bounded, AConstantIsTheDecimalThatAnF32Spells) {
