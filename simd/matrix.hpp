@@ -28,11 +28,31 @@ struct StepOperands {
 inline constexpr int kLowestStepExponent = -100;
 inline constexpr int kLargestStepExponent = 120;
 
+/// How a finished chain p of 16 columns joins their accumulators; every operation f32, rounded
+/// once, fma fused, any NaN as 0x7FFFFFFF.
+enum class JoinForm : std::uint8_t {
+  add,          ///< acc + p
+  fma_product,  ///< fma(p, row * column, acc)
+  fma_row,      ///< fma(p * row, column, acc)
+  fma_column,   ///< fma(p * column, row, acc)
+  scale_first,  ///< p * column
+  scale_next,   ///< fma(p, column, acc)
+};
+
 struct MatrixKernels {
   /// c[r * 16 + j] := step(row r, column j, c[r * 16 + j]). outside[r] has bit j set where c alone
   /// leaves the range of exponents (a tiny, huge, infinite or NaN one); such a c stays as it is.
   void (*fused_step)(const FusedStep& step, const StepOperands& operands, float* c,
                      std::uint16_t* outside);
+  /// acc[j] := the form of p[j], row, columns[j], acc[j]. `flushes`: subnormal operands and results
+  /// are zeros of their sign. Gives the columns that stay as they are because a result lay at
+  /// exactly 2^-126, where rounding before the flush has to be decided apart.
+  unsigned (*join)(JoinForm form, bool flushes, const float* p, float row, const float* columns,
+                   float* acc);
+  /// out[i] = the power of two of values[i], at least `smallest`, 0 for a zero, infinity for NaN
+  /// and infinity; the least that is not 0 (infinity if all are) and the largest of them.
+  void (*powers)(const float* values, std::size_t count, float smallest, float* out, float* lowest,
+                 float* largest);
 };
 
 }  // namespace moeref::simd

@@ -1,6 +1,7 @@
 #include <bit>
 
 #include "simd/kernels_scalar.hpp"
+#include "simd/matrix_loops.hpp"
 
 namespace moeref::simd::scalar {
 namespace {
@@ -79,6 +80,6 @@ void fused_step(const FusedStep& step, const StepOperands& operands, float* c,
 
 }  // namespace
 
-const MatrixKernels matrix_kernels{fused_step};
+const MatrixKernels matrix_kernels{fused_step, join, powers};
 
 }  // namespace moeref::simd::scalar

@@ -5,6 +5,7 @@
 #include <xsimd/xsimd.hpp>
 
 #include "simd/kernels.hpp"
+#include "simd/matrix_loops.hpp"
 
 namespace moeref::simd::MOEREF_ISA {
 namespace {
@@ -126,6 +127,6 @@ void fused_step(const FusedStep& step, const StepOperands& operands, float* c,
 }  // namespace
 
 extern const MatrixKernels matrix_kernels;
-const MatrixKernels matrix_kernels{fused_step};
+const MatrixKernels matrix_kernels{fused_step, join, powers};
 
 }  // namespace moeref::simd::MOEREF_ISA

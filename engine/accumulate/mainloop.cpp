@@ -142,9 +142,25 @@ void fill_panel(const Job& job, std::int64_t first, Panel& panel) {
   for (std::int64_t j = 0; j < panel.columns; ++j) {
     job.decoder(first + j, 1, panel.decoded.data() + j * k);
   }
-  panel.values.assign(depth * kColumns, 0.0f);
-  panel.powers.assign(depth * kColumns, 0.0f);
+  panel.values.resize(depth * kColumns);
+  panel.powers.resize(depth * kColumns);
+  for (std::size_t t = 0; t < depth; ++t) {
+    float* to = panel.values.data() + t * kColumns;
+    if (job.order[t] < 0) {
+      std::fill_n(to, kColumns, 0.0f);
+      continue;
+    }
+    const float* from = panel.decoded.data() + job.order[t];
+    if (panel.columns == static_cast<std::int64_t>(kColumns)) {
+      for (std::size_t j = 0; j < kColumns; ++j) to[j] = from[to_size(k) * j];
+    } else {
+      for (std::size_t j = 0; j < kColumns; ++j) {
+        to[j] = static_cast<std::int64_t>(j) < panel.columns ? from[to_size(k) * j] : 0.0f;
+      }
+    }
+  }
   const auto steps = depth / to_size(job.terms());
+  const auto step_size = to_size(job.terms()) * kColumns;
   panel.lowest.assign(steps, kNoTerm);
   panel.largest.assign(steps, -kNoTerm);
   panel.not_finite = 0;
@@ -152,22 +168,21 @@ void fill_panel(const Job& job, std::int64_t first, Panel& panel) {
   panel.largest_of_all = -kNoTerm;
   const float smallest = std::ldexp(1.0f, smallest_exponent(job.weight_format));
   for (std::size_t step = 0; step < steps; ++step) {
-    float low = std::numeric_limits<float>::infinity();
+    float* values = panel.values.data() + step * step_size;
+    float low = 0.0f;
     float high = 0.0f;
-    for (std::size_t t = step * to_size(job.terms()); t < (step + 1) * to_size(job.terms()); ++t) {
-      if (job.order[t] < 0) continue;
-      for (std::int64_t j = 0; j < panel.columns; ++j) {
-        const float value = panel.decoded[to_size(j * k + job.order[t])];
-        if (!std::isfinite(value)) {
-          panel.not_finite |= static_cast<std::uint16_t>(1u << j);
-          continue;
-        }
-        const float power = power_of(value, smallest);
-        panel.values[t * kColumns + to_size(j)] = value;
-        panel.powers[t * kColumns + to_size(j)] = power;
-        high = std::max(high, power);
-        low = power != 0.0f ? std::min(low, power) : low;
+    const auto measure = [&] {
+      job.kernels.matrix->powers(values, step_size, smallest,
+                                 panel.powers.data() + step * step_size, &low, &high);
+    };
+    measure();
+    if (std::isinf(high)) {
+      for (std::size_t i = 0; i < step_size; ++i) {
+        if (std::isfinite(values[i])) continue;
+        panel.not_finite |= static_cast<std::uint16_t>(1u << (i % kColumns));
+        values[i] = 0.0f;
       }
+      measure();
     }
     if (high == 0.0f) continue;
     panel.lowest[step] = static_cast<std::int16_t>(exponent_of_power(low));
@@ -182,6 +197,24 @@ void fill_panel(const Job& job, std::int64_t first, Panel& panel) {
   }
 }
 
+simd::JoinForm join_form(Promotion promotion, bool first) {
+  switch (promotion) {
+    case Promotion::none:
+    case Promotion::add:
+      return simd::JoinForm::add;
+    case Promotion::fma_product:
+      return simd::JoinForm::fma_product;
+    case Promotion::fma_row:
+      return simd::JoinForm::fma_row;
+    case Promotion::fma_column:
+      return simd::JoinForm::fma_column;
+    case Promotion::column_groups:
+      break;
+  }
+  return first ? simd::JoinForm::scale_first : simd::JoinForm::scale_next;
+}
+
+/// The definition of a join, for one column.
 float promoted(const Mainloop& mainloop, bool first, float p, float row, float column, float acc) {
   const auto times = [&](float a, float b) {
     return mainloop.flushes ? gpu::mul_ftz(a, b) : gpu::mul(a, b);
@@ -318,13 +351,18 @@ class PanelSums {
       s_.sums = s_.chain;
       return;
     }
+    const simd::JoinForm form = join_form(job_.mainloop.promotion, chain == 0);
     for (std::int64_t i = 0; i < rows; ++i) {
       const float row_scale =
           job_.x.scales.empty() ? 1.0f : job_.x.scales[to_size(i * job_.chains + chain)];
-      for (std::size_t j = 0; j < kColumns; ++j) {
-        float& sum = s_.sums[to_size(i) * kColumns + j];
-        sum = promoted(job_.mainloop, chain == 0, s_.chain[to_size(i) * kColumns + j], row_scale,
-                       panel_.scales[to_size(chain) * kColumns + j], sum);
+      const float* p = s_.chain.data() + to_size(i) * kColumns;
+      float* sums = s_.sums.data() + to_size(i) * kColumns;
+      const float* columns = panel_.scales.data() + to_size(chain) * kColumns;
+      const unsigned unsure =
+          job_.kernels.matrix->join(form, job_.mainloop.flushes, p, row_scale, columns, sums);
+      for (std::size_t j = 0; unsure != 0 && j < kColumns; ++j) {
+        if ((unsure >> j & 1u) == 0) continue;
+        sums[j] = promoted(job_.mainloop, chain == 0, p[j], row_scale, columns[j], sums[j]);
       }
     }
   }
