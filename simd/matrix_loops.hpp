@@ -121,19 +121,24 @@ unsigned join(moeref::simd::JoinForm form, bool flushes, const float* p, float r
 
 void powers(const float* values, std::size_t count, float smallest, float* out, float* lowest,
             float* largest) {
-  float low = join_float(kJoinInfinity);
-  float high = 0.0f;
+  // Positive floats are ordered as their bits are, and integers may be reduced in any order.
+  const auto least = static_cast<std::int32_t>(join_bits(smallest));
+  auto low = static_cast<std::int32_t>(kJoinInfinity);
+  std::int32_t high = 0;
   for (std::size_t i = 0; i < count; ++i) {
-    const float field = join_float(join_bits(values[i]) & kJoinInfinity);
-    const float clipped = field > smallest ? field : smallest;
-    const bool zero = (join_bits(values[i]) & 0x7FFF'FFFFu) == 0;
-    out[i] = zero ? 0.0f : clipped;
-    const float nonzero = zero ? join_float(kJoinInfinity) : clipped;
+    const auto magnitude = static_cast<std::int32_t>(join_bits(values[i]) & 0x7FFF'FFFFu);
+    const auto field =
+        static_cast<std::int32_t>(static_cast<std::uint32_t>(magnitude) & kJoinInfinity);
+    const std::int32_t clipped = field > least ? field : least;
+    const std::int32_t power = magnitude == 0 ? 0 : clipped;
+    const std::int32_t nonzero =
+        magnitude == 0 ? static_cast<std::int32_t>(kJoinInfinity) : clipped;
     low = nonzero < low ? nonzero : low;
-    high = out[i] > high ? out[i] : high;
+    high = power > high ? power : high;
+    out[i] = join_float(static_cast<std::uint32_t>(power));
   }
-  *lowest = low;
-  *largest = high;
+  *lowest = join_float(static_cast<std::uint32_t>(low));
+  *largest = join_float(static_cast<std::uint32_t>(high));
 }
 
 }  // namespace
