@@ -142,6 +142,11 @@ std::vector<Tensor> output_tensors(const MoeLayer& layer, const ComputedCase& co
     tensor.name = "out." + stage.name;
     tensors.push_back(std::move(tensor));
   }
+  for (const AlternativeOutput& other : computed.result.alternatives) {
+    if (other.output == computed.result.output) continue;
+    tensors.push_back(output_tensor("alternative.final." + other.order, options.output,
+                                    {route.tokens, layer.hidden}, other.output));
+  }
   tensors.push_back(output_tensor("out.final", options.output, {route.tokens, layer.hidden},
                                   computed.result.output));
   return tensors;

@@ -58,7 +58,8 @@ Tensor output_tensor(std::string name, Format format, Shape shape,
                      const std::vector<float>& values);
 
 /// Tensors out.* of a case: router_logits, topk_ids, topk_weights (if the layer routed itself),
-/// stages, final.
+/// stages, alternative.final.ORDER (other orders of addition that the kernel may take, where they
+/// give other bits), final.
 std::vector<Tensor> output_tensors(const MoeLayer& layer, const ComputedCase& computed,
                                    const CaseOptions& options);
 

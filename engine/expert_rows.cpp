@@ -62,7 +62,8 @@ float exact_activation(const ActivationNumerics& numerics, const ActivationParam
     if (std::isnan(gate)) gate = p.limit;
     if (std::isnan(up)) up = p.limit;
   }
-  if (!numerics.rounds_silu || !gated) return activate(p, gate, up, numerics.output);
+  const bool plain_silu = p.form == ActivationForm::swiglu && p.alpha == 1.0f && p.beta == 0.0f;
+  if (!numerics.rounds_silu || !plain_silu) return activate(p, gate, up, numerics.output);
   const ActivationParameters silu{ActivationForm::silu};
   const float s = activate(silu, 0.0f, capped(gate, p.limit), numerics.output);
   return exact::round_to(numerics.output, static_cast<double>(s) * clamped(up, p.limit));

@@ -168,11 +168,12 @@ Rows LayerRun::shared_expert(const ScaledMatrix& hidden) {
   return gemm2;
 }
 
-Rows LayerRun::combined(const Rows& gemm2, const Rows* residual, Format output) {
+Rows LayerRun::combined(const CombineNumerics& numerics, const Rows& gemm2, const Rows* residual,
+                        Format output) const {
   const CombineInputs inputs{
       layer_,  route_, gemm2, numerics_.router_weight, numerics_.weights, options_.routed_scaling,
       residual};
-  return combine(numerics_.combine, level_, inputs, output, options_.threads);
+  return combine(numerics, level_, inputs, output, options_.threads);
 }
 
 void LayerRun::keep_rows(const Rows& rows) {

@@ -37,7 +37,8 @@ class LayerRun {
   /// The MLP of the shared expert, with the rounding points of the routed ones.
   Rows shared_expert(const ScaledMatrix& hidden);
   /// The slots of each token as one row. `residual` as CombineInputs.
-  Rows combined(const Rows& gemm2, const Rows* residual, Format output);
+  Rows combined(const CombineNumerics& numerics, const Rows& gemm2, const Rows* residual,
+                Format output) const;
 
   void keep_rows(const Rows& rows);
   GemmStatistics* statistics() { return &result_.statistics; }

@@ -1,5 +1,7 @@
 #include "engine/moe.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -216,17 +218,30 @@ ForwardResult forward(const KernelLayer& kernel, const ScaledMatrix& hidden, con
   const Rows* residual = shared ? &*shared : nullptr;
   const bool joins = numerics.combine.joins_shared;
   const Format combined = latent ? narrow : options.output;
-  Rows routed =
-      trimmed(run.combined(gemm2, joins && !latent ? residual : nullptr, combined), kernel.width);
-  if (latent || (residual != nullptr && !joins)) run.keep_rows(routed);
-  if (latent) {
-    routed = project_rows("fc2", routed.matrix(), layer.latent_out, joins ? residual : nullptr,
-                          options.output, options.threads, run.statistics());
+  // From the slots to the output, in the order of additions that `combine` names.
+  const auto finish = [&](const CombineNumerics& combine, bool keeps) {
+    Rows routed =
+        trimmed(run.combined(combine, gemm2, joins && !latent ? residual : nullptr, combined),
+                kernel.width);
+    if (keeps && (latent || (residual != nullptr && !joins))) run.keep_rows(routed);
+    if (latent) {
+      routed = project_rows("fc2", routed.matrix(), layer.latent_out, joins ? residual : nullptr,
+                            options.output, options.threads, run.statistics());
+    }
+    if (joins) return routed;
+    return join_shared(combine, options.routed_scaling, std::move(routed), residual);
+  };
+  result.output = values_of(finish(numerics.combine, true));
+  if (level == NumericsLevel::replay && numerics.combine.form == CombineForm::folded_sum) {
+    const int bits = static_cast<int>(std::bit_width(static_cast<std::size_t>(route.top_k - 1)));
+    for (int order = 0; order <= bits; ++order) {
+      if (order == numerics.combine.fold_from) continue;
+      CombineNumerics other = numerics.combine;
+      other.fold_from = order;
+      result.alternatives.push_back(
+          {fmt::format("combine_order={}", order), values_of(finish(other, false))});
+    }
   }
-  if (!joins) {
-    routed = join_shared(numerics.combine, options.routed_scaling, std::move(routed), residual);
-  }
-  result.output = values_of(routed);
   return result;
 }
 

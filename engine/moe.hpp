@@ -41,7 +41,15 @@ struct Stage {
   std::vector<float> values() const;  ///< of f32, bf16 and f16
 };
 
+/// An output that the same kernel gives under another order of its additions.
+struct AlternativeOutput {
+  std::string order;  ///< "combine_order=1"
+  std::vector<float> output;
+};
+
 struct ForwardResult {
+  /// Replay of CombineForm::folded_sum, whose order an autotuner chooses: the other orders.
+  std::vector<AlternativeOutput> alternatives;
   std::vector<float> output;  ///< [tokens, hidden], values of `ForwardOptions::output`
   std::vector<Stage> stages;  ///< in order of computation, if kept
   GemmStatistics statistics;
