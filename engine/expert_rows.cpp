@@ -2,8 +2,8 @@
 
 #include <cmath>
 
+#include "engine/activation_rows.hpp"
 #include "engine/exact/rounding.hpp"
-#include "engine/gpu_activation.hpp"
 #include "engine/kernel_rounding.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/gpu/functions.hpp"
@@ -16,44 +16,6 @@ std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value)
 
 float capped(float x, float limit) { return x > limit ? limit : x; }
 float clamped(float x, float limit) { return x > limit ? limit : (x < -limit ? -limit : x); }
-
-gpu::MoeActivation flashinfer_kind(const ActivationNumerics& numerics,
-                                   const ActivationParameters& parameters) {
-  switch (parameters.form) {
-    case ActivationForm::relu2:
-      return gpu::MoeActivation::relu2;
-    case ActivationForm::silu_clamp_after:
-      return gpu::MoeActivation::swiglu_step;
-    default:
-      return numerics.is_parametric ? gpu::MoeActivation::swiglu_bias : gpu::MoeActivation::swiglu;
-  }
-}
-
-/// The f32 value that the kernel rounds to its output type.
-float kernel_activation(const ActivationNumerics& numerics, const ActivationParameters& p,
-                        float gate, float up) {
-  const gpu::ActivationParameters parameters{p.alpha, p.beta, p.limit};
-  switch (numerics.kernel) {
-    case ActivationKernel::flashinfer_cutlass: {
-      const gpu::MoeActivation kind = flashinfer_kind(numerics, p);
-      const float first = kind == gpu::MoeActivation::relu2 ? up : gate;
-      return gpu::flashinfer_moe_activation(kind, first, up, parameters);
-    }
-    case ActivationKernel::sgl_fast:
-      return gpu::silu_and_mul_fast(gate, up);
-    case ActivationKernel::sgl_precise:
-      return gpu::silu_and_mul_precise(gate, up);
-    case ActivationKernel::triton:
-      return gpu::mul(kernel_rounded(numerics.output, gpu::silu_triton(gate)), up);
-    case ActivationKernel::compiled:
-      return p.form == ActivationForm::silu_clamp_after
-                 ? gpu::silu_clamp_after_compiled(gate, up, p.limit)
-                 : gpu::gptoss_compiled(gate, up, parameters);
-    case ActivationKernel::plain:
-      break;
-  }
-  return gpu::relu2_plain(up);
-}
 
 float exact_activation(const ActivationNumerics& numerics, const ActivationParameters& p,
                        float gate, float up) {
@@ -77,9 +39,15 @@ std::vector<float> bias_values(const ScaledMatrix& bias) {
   return values;
 }
 
-float with_bias(NumericsLevel level, float value, const std::vector<float>& bias, std::size_t i) {
-  if (bias.empty()) return value;
-  return level == NumericsLevel::replay ? gpu::add_ftz(value, bias[i]) : value + bias[i];
+/// Rows plus bias in f32; the row itself if there is none.
+std::span<const float> with_bias(NumericsLevel level, std::span<const float> row,
+                                 const std::vector<float>& bias, std::vector<float>& sums) {
+  if (bias.empty() || row.empty()) return row;
+  sums.resize(row.size());
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    sums[i] = level == NumericsLevel::replay ? gpu::add_ftz(row[i], bias[i]) : row[i] + bias[i];
+  }
+  return sums;
 }
 
 /// Where gate and up lie in a row of GEMM1's output of `width` columns each.
@@ -116,12 +84,6 @@ std::vector<float> selected(const std::vector<float>& values, std::span<const st
 }
 
 }  // namespace
-
-float layer_activation(const ActivationNumerics& numerics, NumericsLevel level,
-                       const ActivationParameters& parameters, float gate, float up) {
-  if (level != NumericsLevel::replay) return exact_activation(numerics, parameters, gate, up);
-  return kernel_rounded(numerics.output, kernel_activation(numerics, parameters, gate, up));
-}
 
 void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertView& view,
                     const StageOperand& x, const ExpertBatch& batch, const ExpertStages& stages,
@@ -182,10 +144,15 @@ void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertV
       ups = scratch.up;
     }
     scratch.act.resize(to_size(width));
-    for (std::size_t col = 0; col < to_size(width); ++col) {
-      const float g = gates.empty() ? 0.0f : with_bias(level, gates[col], gate_bias, col);
-      scratch.act[col] = layer_activation(numerics.activation, level, view.activation, g,
-                                          with_bias(level, ups[col], up_bias, col));
+    const std::span<const float> gate_sums = with_bias(level, gates, gate_bias, scratch.gate);
+    const std::span<const float> up_sums = with_bias(level, ups, up_bias, scratch.up);
+    if (level == NumericsLevel::replay) {
+      kernel_activations(numerics.activation, view.activation, gate_sums, up_sums, scratch.act);
+    } else {
+      for (std::size_t col = 0; col < to_size(width); ++col) {
+        const float g = gate_sums.empty() ? 0.0f : gate_sums[col];
+        scratch.act[col] = exact_activation(numerics.activation, view.activation, g, up_sums[col]);
+      }
     }
     stages.act->put(result, 0, scratch.act);
   });

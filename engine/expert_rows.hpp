@@ -51,8 +51,4 @@ void run_second_half(const Numerics& numerics, NumericsLevel level, const Expert
                      const StageOperand& x, const ExpertBatch& batch, Rows& gemm2, int threads,
                      GemmStatistics* statistics);
 
-/// The activation of one pair as `numerics` has it. gate, up: with bias.
-float layer_activation(const ActivationNumerics& numerics, NumericsLevel level,
-                       const ActivationParameters& parameters, float gate, float up);
-
 }  // namespace moeref

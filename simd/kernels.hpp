@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "simd/approx.hpp"
 #include "simd/decode.hpp"
 #include "simd/encode.hpp"
 #include "simd/matrix.hpp"
@@ -26,6 +27,7 @@ struct KernelTable {
   const EncodeKernels* encode;
   const DecodeKernels* decode;
   const MatrixKernels* matrix;
+  const ApproxKernels* approx;
 };
 
 /// The table with this name, or nullptr if this build or this CPU lacks it.

@@ -19,6 +19,7 @@ void dot_panel(const double* a, std::size_t a_stride, std::size_t rows, const do
 
 }  // namespace
 
-const KernelTable table{"scalar", dot_panel, &encode_kernels, &decode_kernels, &matrix_kernels};
+const KernelTable table{"scalar", dot_panel, &encode_kernels, &decode_kernels, &matrix_kernels,
+                        &approx_kernels};
 
 }  // namespace moeref::simd::scalar

@@ -9,5 +9,6 @@ extern const KernelTable table;
 extern const EncodeKernels encode_kernels;
 extern const DecodeKernels decode_kernels;
 extern const MatrixKernels matrix_kernels;
+extern const ApproxKernels approx_kernels;
 
 }  // namespace moeref::simd::scalar

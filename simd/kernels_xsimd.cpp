@@ -58,8 +58,10 @@ void dot_panel(const double* a, std::size_t a_stride, std::size_t rows, const do
 extern const EncodeKernels encode_kernels;  // encode_xsimd.cpp
 extern const DecodeKernels decode_kernels;  // decode_xsimd.cpp
 extern const MatrixKernels matrix_kernels;  // matrix_xsimd.cpp
+extern const ApproxKernels approx_kernels;  // approx_vector.cpp
 extern const KernelTable table;
 const KernelTable table{MOEREF_TEXT(MOEREF_ISA), dot_panel, &encode_kernels, &decode_kernels,
-                        &matrix_kernels};
+                        &matrix_kernels,
+                        &approx_kernels};
 
 }  // namespace moeref::simd::MOEREF_ISA

@@ -1,26 +1,19 @@
 #pragma once
 
 // Loops that the compiler vectorises by itself: the same text for the scalar table and for every
-// instruction set, so this file has no include guard against being compiled twice, only internal
-// functions, and needs simd/matrix.hpp before it.
+// instruction set. Only internal functions.
 
 #include <cstddef>
 #include <cstdint>
+
+#include "simd/matrix.hpp"
 
 namespace {
 
 constexpr std::uint32_t kJoinInfinity = 0x7F80'0000u;
 
-inline std::uint32_t join_bits(float x) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline float join_float(std::uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-}
+inline std::uint32_t join_bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }
+inline float join_float(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 /// Any NaN as 0x7FFFFFFF.
 inline float join_canonical(float x) { return x == x ? x : join_float(0x7FFF'FFFFu); }
