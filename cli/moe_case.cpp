@@ -68,6 +68,10 @@ void check_numerics(const CaseOptions& options) {
     return;
   }
   parse_kernel_options(backend, options.kernel_options);
+  if (options.output != Format::bf16) {
+    fail("--output", "{} goes with --numerics reference; the kernels of backends write bf16",
+         moeref::name(options.output));
+  }
   if (options.level == NumericsLevel::replay && backend.replay.evidence == ReplayEvidence::none) {
     fail(backend.name, "cannot be replayed: {}; take --numerics backend", backend.replay.note);
   }

@@ -70,6 +70,7 @@ Job job_from_golden(const Arguments& arguments) {
   const bool same_output =
       arguments.output.empty() || arguments.output == name(golden.options.output);
   if (!arguments.output.empty()) job.options.output = parse_output_format(arguments.output);
+  check_numerics(job.options);
   const TensorView* final = golden.file->find("out.final");
   if (final != nullptr && !sharded && same_output) job.expected_sha256 = sha256(final->bytes);
   return job;
@@ -94,9 +95,9 @@ Job job_from_checkpoint(const Arguments& arguments) {
   job.options.level = parse_level(arguments.numerics);
   job.options.kernel_options = arguments.kernel_options;
   job.options.scales_in_combine = arguments.scales_in_combine;
-  check_numerics(job.options);
   job.options.shard = parse_shard(arguments.tp, arguments.ep);
   job.options.output = parse_output_format(arguments.output.empty() ? "bf16" : arguments.output);
+  check_numerics(job.options);
   return job;
 }
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs every bundled checkpoint with all stages and prints one digest a layer, and one a quantizer of what it makes of a
-# layer and of the values of that. Within one build, thread counts and instruction sets must not change a bit (exit 1 if
+# Runs every bundled checkpoint with all stages and prints one digest a layer, one for some backends' numerics, and one a
+# quantizer of what it makes of a layer and of the values of that. Within one build, thread counts and instruction sets must not change a bit (exit 1 if
 # they do); across builds the caller compares what is printed.
 # usage: same_bytes.sh MOEREF CHECKPOINTS   (MOEREF may be "qemu-aarch64 moeref")
 set -eu
@@ -16,6 +16,18 @@ run_layer() {  # checkpoint layer options...
   # shellcheck disable=SC2086
   $moeref run "$checkpoint" --layer "$layer" --tokens 17 --seed 5 --stages --output f32 --quiet \
     -o "$work/out.safetensors" "$@"
+  sha256sum <"$work/out.safetensors" | cut -c1-64
+}
+
+run_numerics() {  # checkpoint layer backend level options...
+  checkpoint=$1
+  layer=$2
+  backend=$3
+  level=$4
+  shift 4
+  # shellcheck disable=SC2086
+  $moeref run "$checkpoint" --layer "$layer" --tokens 17 --seed 5 --stages --backend "$backend" --numerics "$level" \
+    --quiet -o "$work/out.safetensors" "$@"
   sha256sum <"$work/out.safetensors" | cut -c1-64
 }
 
@@ -64,6 +76,20 @@ for checkpoint in "$checkpoints"/*/; do
     compare "$(basename "$checkpoint") layer $layer" run_layer "$checkpoint" $layer
   done
 done
+
+while read -r checkpoint layer backend level; do
+  compare "$checkpoint layer $layer $backend $level" run_numerics "$checkpoints/$checkpoint" "$layer" "$backend" "$level"
+done <<CASES
+gpt_oss_mxfp4_h128_i192_e8 0 flashinfer_sm90_mxfp4 replay
+gpt_oss_mxfp4_h128_i192_e8 0 flashinfer_trtllm_mxfp4 backend
+deepseek_v3_fp8_h256_i128_e8 1 triton_fp8_block replay
+deepseek_v3_fp8_h256_i128_e8 1 flashinfer_cutlass_fp8_block replay
+deepseek_v3_fp8_h256_i128_e8 1 deepgemm_fp8 backend
+nemotron_h_modelopt_fp8_h128_i248_e8 1 flashinfer_cutlass_fp8 replay
+nemotron_h_modelopt_fp8_h128_i248_e8 1 triton_fp8_tensor replay
+nemotron_h_modelopt_nvfp4_h128_i208_e8 1 flashinfer_cutlass_nvfp4 backend
+qwen3_moe_ct_fp8_channel_h128_i96_e8 0 triton_fp8_channel replay
+CASES
 
 # shellcheck disable=SC2086
 $moeref dequantize "$checkpoints/qwen3_moe_ct_nvfp4_h128_i96_e8" --to bf16 --quiet -o "$work/layer.safetensors"
