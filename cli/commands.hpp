@@ -32,5 +32,6 @@ void add_layout_command(CLI::App& app, const GlobalOptions& global);
 void add_backends_command(CLI::App& app, const GlobalOptions& global);
 void add_formats_command(CLI::App& app, const GlobalOptions& global);
 void add_models_command(CLI::App& app, const GlobalOptions& global);
+void add_routing_command(CLI::App& app, const GlobalOptions& global);
 
 }  // namespace moeref::cli

@@ -53,6 +53,7 @@ void add_commands(CLI::App& app, const GlobalOptions& global) {
   add_backends_command(app, global);
   add_formats_command(app, global);
   add_models_command(app, global);
+  add_routing_command(app, global);
 }
 
 int run(int argc, char** argv) {

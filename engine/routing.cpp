@@ -6,10 +6,9 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
-#include <mutex>
-#include <optional>
 #include <string_view>
 
+#include "engine/first_error.hpp"
 #include "engine/routing_scores.hpp"
 #include "engine/routing_select.hpp"
 #include "quant/error.hpp"
@@ -148,31 +147,6 @@ void check_id(std::string_view subject, std::int32_t id, std::int64_t experts, s
 
 // -------------------------------------------------------------------------------------- one token
 
-/// The Error of the lowest token, whatever the order in which threads meet them.
-class FirstError {
- public:
-  template <typename Work>
-  void guard(std::int64_t token, Work work) {
-    try {
-      work();
-    } catch (const Error& error) {
-      const std::lock_guard lock(mutex_);
-      if (!error_ || token < token_) {
-        token_ = token;
-        error_ = error;
-      }
-    }
-  }
-  void rethrow() const {
-    if (error_) throw *error_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::int64_t token_ = 0;
-  std::optional<Error> error_;
-};
-
 struct TokenScratch {
   std::vector<float> scores;
   std::vector<float> choices;
@@ -260,6 +234,8 @@ void weigh_chosen(const MethodRules& rules, const Routing& routing, std::int64_t
 }
 
 }  // namespace
+
+std::string_view name(RoutingMethod method) { return rules_of(method).name; }
 
 Route route_logits(const Routing& routing, std::span<const float> logits, std::int64_t experts,
                    std::span<const float> selection_bias, int threads) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "quant/moe_layer.hpp"
@@ -16,6 +17,9 @@ struct Route {
   std::vector<std::int32_t> ids;  ///< [tokens, top_k]; -1 = no expert in this slot
   std::vector<float> weights;     ///< [tokens, top_k]
 };
+
+/// "softmax_topk", ...
+std::string_view name(RoutingMethod method);
 
 /// Carries out `routing` on f32 logits [tokens, experts], row-major. Every score, choice value,
 /// group score and weight is one rounding to f32 of its exact value from the f32 values of the

@@ -119,6 +119,57 @@ float sigmoid_times(float logit, float factor) {
   });
 }
 
+float rounded_exp(float x) {
+  if (x == 0.0f) return 1.0f;  // the one rational value
+  // Beyond these even infinity and the smallest subnormal are far away.
+  if (x > 100.0f) return std::numeric_limits<float>::infinity();
+  if (x < -150.0f) return 0.0f;
+  constexpr double kError = 5 * kUnit;  // 3 units for exp(-|x|), 1 for its reciprocal
+  const double below = exact::exp_minus(std::fabs(static_cast<double>(x)));
+  if (const auto sure = certain_f32(x < 0.0f ? below : 1.0 / below, kError)) return *sure;
+  return exact::round_correctly([x](int bits) { return exact::exp(Ball(x), bits); });
+}
+
+float rounded_tanh(float x) {
+  const double size = std::fabs(static_cast<double>(x));
+  if (size == 0.0) return x;
+  if (size > 20.0) return std::copysign(1.0f, x);  // 1 - tanh is below 2^-56
+  double tanh = 0.0;
+  double error = 0.0;
+  if (size < 0x1p-10) {
+    // x - x^3/3 + 2 x^5/15; what is left out is below x^7/18 < 2^-64 x.
+    const double square = size * size;
+    tanh = size + size * (square * (square * (2.0 / 15) - 1.0 / 3));
+    error = 3 * kUnit;
+  } else {
+    // (1 - t) / (1 + t), t = exp(-2 x) off by 3 units, which the difference enlarges: it is at
+    // least 0.8 x for x <= 1/2 and 1/2 beyond. Then 3 roundings.
+    const double t = exact::exp_minus(2.0 * size);
+    tanh = (1.0 - t) / (1.0 + t);
+    error = (4.0 / std::min(size, 0.5) + 8.0) * kUnit;
+  }
+  if (const auto sure = certain_f32(tanh, error)) return std::copysign(*sure, x);
+  return exact::round_correctly([x](int bits) { return exact::tanh(Ball(x), bits); });
+}
+
+float rounded_log1p(double x) {
+  if (x == 0.0) return 0.0f;
+  if (x == std::numeric_limits<double>::infinity()) return std::numeric_limits<float>::infinity();
+  // x <= 1: 12 units. Beyond: 1 + x rounds, then k ln 2 (2 units) and log m, 1 <= m < 2, are added.
+  constexpr double kError = 16 * kUnit;
+  double log = 0.0;
+  if (x <= 1.0) {
+    log = fast_log1p(x);
+  } else {
+    int exponent = 0;
+    const double significand = 2.0 * std::frexp(1.0 + x, &exponent);
+    constexpr double kLn2 = 0x1.62e42fefa39efp-1;
+    log = static_cast<double>(exponent - 1) * kLn2 + fast_log1p(significand - 1.0);
+  }
+  if (const auto sure = certain_f32(log, kError)) return *sure;
+  return exact::round_correctly([x](int bits) { return exact::log1p(Ball(x), bits); });
+}
+
 float sqrt_softplus(float logit) {
   // exp: 3 units, log1p: 12, the sum with the logit: 1; the root halves them and adds 1.
   constexpr double kError = 9 * kUnit;
@@ -168,6 +219,24 @@ bool shares_times(std::span<const float> scores, float epsilon, float factor,
     out[i] = quotient(Dyadic(product), *exact_sum);
   }
   return true;
+}
+
+float rounded_sum(std::span<const float> terms) {
+  double sum = 0.0;
+  double size = 0.0;
+  for (const float term : terms) {
+    sum += term;
+    size += std::fabs(term);
+  }
+  if (size == 0.0) return 0.0f;
+  if (std::isinf(size)) return static_cast<float>(sum);
+  const double error = static_cast<double>(terms.size()) * kUnit * (size * (1.0 + 0x1p-30));
+  if (error < std::fabs(sum)) {
+    if (const auto sure = certain_f32(sum, error / std::fabs(sum) + kUnit)) return *sure;
+  }
+  Dyadic exact_sum;
+  for (const float term : terms) exact_sum += Dyadic(term);
+  return exact::round_to(Format::f32, exact_sum.to_double_odd());
 }
 
 }  // namespace moeref

@@ -16,6 +16,16 @@ float sigmoid_times(float logit, float factor);
 /// sqrt(log(1 + exp(logit))); 0 for -inf. +inf is not allowed.
 float sqrt_softplus(float logit);
 
+/// exp(x); 0 for -inf, infinity for +inf and where it overflows.
+float rounded_exp(float x);
+
+/// tanh(x); +-1 for +-inf.
+float rounded_tanh(float x);
+
+/// log(1 + x) for x >= 0, infinity included. The argument is a double because the logarithm of an
+/// f32 d >= 1 is that of 1 + (d - 1), a difference which f32 may not have.
+float rounded_log1p(double x);
+
 /// out[i] = factor * exp(logits[i]) / sum_j exp(logits[j]). At least one logit is finite, none
 /// +inf; -inf gives 0. `out` has the size of `logits`.
 void softmax_times(std::span<const float> logits, float factor, std::span<float> out);
@@ -23,5 +33,8 @@ void softmax_times(std::span<const float> logits, float factor, std::span<float>
 /// out[i] = factor * scores[i] / (sum_j scores[j] + epsilon); the scores and epsilon are finite and
 /// not negative. Returns false, and leaves `out` alone, if the divisor is exactly 0.
 bool shares_times(std::span<const float> scores, float epsilon, float factor, std::span<float> out);
+
+/// The sum, in whatever order; +0 if it has no terms. Infinities as in IEEE 754.
+float rounded_sum(std::span<const float> terms);
 
 }  // namespace moeref

@@ -32,6 +32,11 @@ inline float expf_intrinsic(float x) { return canonical(ex2_approx(mul(x, kLog2E
 /// expf and __expf under -use_fast_math.
 inline float expf_fast(float x) { return ex2_approx_ftz(mul_ftz(x, kLog2E)); }
 
+/// log1pf of a precise build, for x >= 0: the library's polynomial of (1 + x) 2^-k - 1, k chosen so
+/// that it lies in [-1/4, 1/2), plus k ln 2. Read off PTX; no part of it is an approximate
+/// instruction.
+float log1pf_precise(float x);
+
 /// 1 / (1 + expf(-x)): fast math, and precise, where the last multiplication of expf is fused with
 /// the addition.
 inline float sigmoid_fast(float x) {

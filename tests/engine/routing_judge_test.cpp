@@ -17,6 +17,7 @@
 
 #include "engine/routing.hpp"
 #include "engine/routing_scores.hpp"
+#include "tests/judge/rounded_functions.hpp"
 #include "tests/judge/routing_judge.hpp"
 
 namespace moeref {
@@ -302,6 +303,73 @@ TEST(RoutingScores, SqrtSoftplusNextToMidpointsIsRoundedCorrectly) {
       ASSERT_EQ(hex(sqrt_softplus(logit)), hex(judge::sqrt_softplus(logit))) << logit;
     }
   }
+}
+
+TEST(RoutingScores, ElementaryFunctionsAreRoundedCorrectlyForThousandsOfNumbers) {
+  Source source(8);
+  for (int i = 0; i < 20000; ++i) {
+    const float x = i % 3 == 0   ? source.any_finite()
+                    : i % 3 == 1 ? source.bell() * 12.0f
+                                 : source.bell() * 0x1p-9f;
+    ASSERT_EQ(hex(rounded_exp(x)), hex(judge::nearest_exp(x))) << x;
+    ASSERT_EQ(hex(rounded_tanh(x)), hex(judge::nearest_tanh(x))) << x;
+    const double size = std::fabs(static_cast<double>(x));
+    ASSERT_EQ(hex(rounded_log1p(size)), hex(judge::nearest_log1p(size))) << x;
+    // What is left of 1 + size in f32.
+    const double rest = static_cast<double>(static_cast<float>(1.0 + size)) - 1.0;
+    ASSERT_EQ(hex(rounded_log1p(rest)), hex(judge::nearest_log1p(rest))) << x;
+  }
+}
+
+TEST(RoutingScores, ElementaryFunctionsAreRoundedCorrectlyNextToMidpoints) {
+  // exp(z) = 1 + z + z^2/2: odd multiples of 2^-24 above and of 2^-25 below 0 are midpoints but for
+  // the square. tanh(z) and log1p(z) lie within z^3/3 and z^2/2 of z.
+  for (int odd = 1; odd < 4000; odd += 2) {
+    for (const float x :
+         {static_cast<float>(odd) * 0x1p-24f, static_cast<float>(-odd) * 0x1p-25f}) {
+      ASSERT_EQ(hex(rounded_exp(x)), hex(judge::nearest_exp(x))) << odd;
+    }
+    for (int exponent = -140; exponent <= 2; exponent += 3) {
+      const float x = std::ldexp(1.0f + static_cast<float>(odd) * 0x1p-23f, exponent);
+      ASSERT_EQ(hex(rounded_tanh(x)), hex(judge::nearest_tanh(x))) << x;
+      ASSERT_EQ(hex(rounded_log1p(static_cast<double>(x))),
+                hex(judge::nearest_log1p(static_cast<double>(x))))
+          << x;
+    }
+  }
+}
+
+TEST(RoutingScores, ElementaryFunctionsHaveTheirEnds) {
+  EXPECT_EQ(rounded_exp(0.0f), 1.0f);
+  EXPECT_EQ(rounded_exp(-kInfinity), 0.0f);
+  EXPECT_EQ(rounded_exp(kInfinity), kInfinity);
+  int ends = 0;  // 2^128 and 2^-150
+  for (const float end : {0x1.62e43p+6f, -0x1.9fe368p+6f}) {
+    float x = end * (1.0f - 0x1p-20f);
+    for (int i = 0; i < 40; ++i, x = std::nextafter(x, end * 2.0f)) {
+      EXPECT_EQ(hex(rounded_exp(x)), hex(judge::nearest_exp(x))) << x;
+      ends += rounded_exp(x) == kInfinity || rounded_exp(x) == 0.0f ? 1 : 0;
+    }
+  }
+  EXPECT_GT(ends, 20);
+  EXPECT_LT(ends, 60);
+  EXPECT_EQ(hex(rounded_tanh(-0.0f)), hex(-0.0f));
+  EXPECT_EQ(rounded_tanh(-kInfinity), -1.0f);
+  EXPECT_EQ(rounded_tanh(kInfinity), 1.0f);
+  EXPECT_EQ(rounded_log1p(0.0), 0.0f);
+  EXPECT_EQ(rounded_log1p(std::numeric_limits<double>::infinity()), kInfinity);
+}
+
+TEST(RoutingScores, SumsAreRoundedOnce) {
+  EXPECT_EQ(hex(rounded_sum({})), hex(0.0f));
+  EXPECT_EQ(hex(rounded_sum(std::vector<float>{-0.0f})), hex(0.0f));
+  EXPECT_EQ(rounded_sum(std::vector<float>{1.0f, 0x1p-24f}), 1.0f);  // a tie
+  EXPECT_EQ(rounded_sum(std::vector<float>{1.0f, 0x1p-24f, 0x1p-140f}), 0x1.000002p0f);
+  EXPECT_EQ(rounded_sum(std::vector<float>{0x1p100f, 1.0f, -0x1p100f, 0x1p-149f}), 1.0f);
+  EXPECT_EQ(rounded_sum(std::vector<float>{0x1p127f, 0x1p127f, -0x1p127f}), 0x1p127f);
+  EXPECT_EQ(rounded_sum(std::vector<float>{0x1p127f, 0x1p127f}), kInfinity);
+  EXPECT_EQ(rounded_sum(std::vector<float>{1.0f, -kInfinity}), -kInfinity);
+  EXPECT_TRUE(std::isnan(rounded_sum(std::vector<float>{kInfinity, 1.0f, -kInfinity})));
 }
 
 TEST(RoutingScores, SharesAreDecidedAtTies) {

@@ -239,12 +239,19 @@ TEST(Functions, AreNearTheTrueOnes) {
     EXPECT_NEAR(static_cast<double>(gpu::expf_fast(x)) / exact, 1.0, near) << x;
     EXPECT_NEAR(static_cast<double>(gpu::sigmoid_precise(x)) / sigmoid, 1.0, 0x1p-21) << x;
     EXPECT_NEAR(static_cast<double>(gpu::sigmoid_fast(x)) / sigmoid, 1.0, 2 * near) << x;
+    const double log = std::log1p(exact);
+    EXPECT_NEAR(static_cast<double>(gpu::log1pf_precise(static_cast<float>(exact))) / log, 1.0,
+                0x1.8p-23)
+        << x;
     if (i == 0) continue;
     const double silu = sigmoid * static_cast<double>(x);
     EXPECT_NEAR(static_cast<double>(gpu::silu_precise(x)) / silu, 1.0, 0x1p-21) << x;
     EXPECT_NEAR(static_cast<double>(gpu::silu_intrinsic(x)) / silu, 1.0, 2 * near) << x;
     EXPECT_NEAR(static_cast<double>(gpu::silu_fast(x)) / silu, 1.0, 2 * near) << x;
   }
+  EXPECT_EQ(float_bits(gpu::log1pf_precise(0.0f)), 0u);
+  EXPECT_EQ(gpu::log1pf_precise(0x1p-149f), 0x1p-149f);
+  EXPECT_EQ(gpu::log1pf_precise(judge::infinity()), judge::infinity());
   EXPECT_EQ(float_bits(gpu::silu_fast(-90.0f)), 0x8000'0000u);
   EXPECT_EQ(float_bits(gpu::silu_fast(-judge::infinity())), gpu::kNanBits);
 }
