@@ -30,6 +30,7 @@ struct Arguments {
   std::string numerics = "reference";
   std::vector<std::string> kernel_options;
   bool scales_in_combine = false;
+  std::string routing;
   std::string tokens = "64";
   std::uint64_t seed = 0;
   std::string hidden;
@@ -61,8 +62,9 @@ struct Preparation {
 
 /// "_replay_BLOCK_SIZE_M=16"; nothing for reference.
 std::string numerics_name(const Arguments& arguments) {
-  if (arguments.numerics == "reference") return "";
-  std::string name = "_" + arguments.numerics;
+  std::string name = arguments.routing.empty() ? "" : "_" + arguments.routing;
+  if (arguments.numerics == "reference") return name;
+  name += "_" + arguments.numerics;
   for (const std::string& option : arguments.kernel_options) name += "_" + option;
   return name + (arguments.scales_in_combine ? "_scaled" : "");
 }
@@ -286,6 +288,7 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   options.backend_options = arguments.backend_options;
   options.kernel_options = arguments.kernel_options;
   options.scales_in_combine = arguments.scales_in_combine;
+  options.routing = arguments.routing;
   if (arguments.bounds && options.level != NumericsLevel::reference) {
     fail("--bounds",
          "goes with --numerics reference: it holds for every kernel that computes in "
@@ -341,6 +344,8 @@ void add_golden_command(CLI::App& app, const GlobalOptions& global) {
                       "points and quantizers; replay: the bits of its kernels");
   command->add_option("--kernel", arguments->kernel_options,
                       "what of the kernels decides bits, key=value (see moeref layout list NAME)");
+  command->add_option("--routing", arguments->routing,
+                      "route as this kernel does (see moeref routing); default: reference");
   command->add_flag("--scale-in-combine", arguments->scales_in_combine,
                     "the model's routed scaling factor multiplies the sum of the experts, not the "
                     "router weights");

@@ -74,6 +74,7 @@ void read_numerics(const nlohmann::json& params, const std::string& file, CaseOp
   texts("options", options.backend_options);
   texts("kernel", options.kernel_options);
   options.scales_in_combine = params.value("scales_in_combine", nlohmann::json()) == true;
+  if (params.contains("routing")) options.routing = param<std::string>(params, file, "routing");
   check_numerics(options);
 }
 

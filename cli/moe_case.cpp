@@ -26,6 +26,14 @@ struct PreparedRun {
   NumericsRequest request;
 };
 
+/// The routing kernel that is asked for, for replay with its own arithmetic where that is known.
+std::optional<RoutingKernel> routing_kernel(const CaseOptions& options) {
+  if (options.routing.empty()) return std::nullopt;
+  const RoutingKernel& kernel = find_routing_kernel(options.routing);
+  if (options.level != NumericsLevel::replay || kernel.replays.empty()) return kernel;
+  return with_arithmetic(kernel, kernel.replays.front());
+}
+
 PreparedRun prepare_run(const MoeLayer& layer, const LayerInputs& inputs, std::int64_t top_k,
                         const CaseOptions& options, float routed_scaling, int threads) {
   const Backend& backend = find_backend(options.backend);
@@ -60,6 +68,7 @@ NumericsLevel parse_level(const std::string& name) {
 void check_numerics(const CaseOptions& options) {
   const Backend& backend = find_backend(options.backend);
   parse_options(backend, options.backend_options);
+  if (!options.routing.empty()) find_routing_kernel(options.routing);
   if (options.level == NumericsLevel::reference) {
     if (!options.kernel_options.empty()) {
       fail("--kernel", "'{}' goes with --numerics backend or replay",
@@ -84,10 +93,14 @@ ComputedCase compute_case(const MoeLayer& given, const LayerInputs& inputs,
   const float scaling =
       options.scales_in_combine ? std::exchange(layer.routing.scaling, 1.0f) : 1.0f;
   ComputedCase computed;
+  const std::optional<RoutingKernel> routing = routing_kernel(options);
   if (inputs.topk_ids.empty()) {
-    computed.route =
-        route_tokens(layer, inputs.hidden, inputs.input_ids, global.threads, &computed.logits);
+    computed.route = route_tokens(layer, inputs.hidden, inputs.input_ids, global.threads,
+                                  &computed.logits, routing ? &*routing : nullptr);
   } else {
+    if (!options.routing.empty()) {
+      fail("--routing", "{} is given a routing; leave one of them out", inputs.origin);
+    }
     computed.route = {inputs.hidden.rows, inputs.top_k, inputs.topk_ids, inputs.topk_weights};
     check_route(computed.route, layer.expert_count(), inputs.origin + ": topk_ids");
   }
@@ -198,6 +211,7 @@ nlohmann::json case_params(const std::filesystem::path& checkpoint, const MoeLay
     params["replay_evidence"] = name(backend.replay.evidence);
   }
   if (options.scales_in_combine) params["scales_in_combine"] = true;
+  if (!options.routing.empty()) params["routing"] = options.routing;
   if (rows == RowOrder::by_expert) params["rows"] = "by_expert";
   params["weight_format"] = layer.weight_format;
   params["tokens"] = inputs.hidden.rows;

@@ -22,6 +22,7 @@ struct CaseOptions {
   std::vector<std::string> backend_options;  ///< key=value
   NumericsLevel level = NumericsLevel::reference;
   std::vector<std::string> kernel_options;  ///< key=value
+  std::string routing;                      ///< of all_routing_kernels(); empty = reference
   /// The model's routed scaling factor is not in the router weights; the combine multiplies by it.
   bool scales_in_combine = false;
   Shard shard;

@@ -28,6 +28,7 @@ struct Arguments {
   std::string numerics = "reference";
   std::vector<std::string> kernel_options;
   bool scales_in_combine = false;
+  std::string routing;
   std::int64_t tokens = 64;
   std::uint64_t seed = 0;
   std::string hidden;
@@ -95,6 +96,7 @@ Job job_from_checkpoint(const Arguments& arguments) {
   job.options.level = parse_level(arguments.numerics);
   job.options.kernel_options = arguments.kernel_options;
   job.options.scales_in_combine = arguments.scales_in_combine;
+  job.options.routing = arguments.routing;
   job.options.shard = parse_shard(arguments.tp, arguments.ep);
   job.options.output = parse_output_format(arguments.output.empty() ? "bf16" : arguments.output);
   check_numerics(job.options);
@@ -178,6 +180,8 @@ void add_run_command(CLI::App& app, const GlobalOptions& global) {
           "--kernel", arguments->kernel_options,
           "what of the backend's kernels decides bits, key=value (see moeref layout "
           "list NAME)"),
+      command->add_option("--routing", arguments->routing,
+                          "route as this kernel does (see moeref routing)"),
       command->add_flag("--scale-in-combine", arguments->scales_in_combine,
                         "the routed scaling factor multiplies the sum of the experts")};
   for_checkpoints[3]->check(CLI::NonNegativeNumber);

@@ -10,6 +10,7 @@
 #include "engine/activation.hpp"
 #include "engine/check_layer.hpp"
 #include "engine/combine.hpp"
+#include "engine/kernel_rounding.hpp"
 #include "engine/layer_run.hpp"
 #include "engine/operand.hpp"
 #include "engine/rows.hpp"
@@ -124,10 +125,13 @@ std::vector<float> router_logits(const MoeLayer& layer, const ScaledMatrix& hidd
 }
 
 Route route_tokens(const MoeLayer& layer, const ScaledMatrix& hidden,
-                   std::span<const std::int64_t> token_ids, int threads,
-                   std::vector<float>* logits) {
+                   std::span<const std::int64_t> token_ids, int threads, std::vector<float>* logits,
+                   const RoutingKernel* kernel) {
   const simd::DefaultFloatEnvironment environment;
-  const std::vector<float> scores = router_logits(layer, hidden, threads);
+  std::vector<float> scores = router_logits(layer, hidden, threads);
+  if (kernel != nullptr) {
+    for (float& score : scores) score = kernel_rounded(kernel->logits, score);
+  }
   if (logits != nullptr) *logits = scores;
   if (!layer.expert_table.bytes.empty()) {
     const std::int64_t vocabulary = layer.expert_table.shape.at(0);
@@ -152,6 +156,10 @@ Route route_tokens(const MoeLayer& layer, const ScaledMatrix& hidden,
         ids.push_back(static_cast<std::int32_t>(expert));
       }
     }
+    if (kernel != nullptr) {
+      return weigh_given_experts_as(*kernel, layer.routing, scores, layer.expert_count(), ids,
+                                    threads);
+    }
     return weigh_given_experts(layer.routing, scores, layer.expert_count(), ids, threads);
   }
   std::vector<float> bias;
@@ -159,6 +167,9 @@ Route route_tokens(const MoeLayer& layer, const ScaledMatrix& hidden,
     for (std::int64_t expert = 0; expert < layer.selection_bias.cols; ++expert) {
       bias.push_back(static_cast<float>(element_at(layer.selection_bias, 0, expert)));
     }
+  }
+  if (kernel != nullptr) {
+    return route_logits_as(*kernel, layer.routing, scores, layer.expert_count(), bias, threads);
   }
   return route_logits(layer.routing, scores, layer.expert_count(), bias, threads);
 }

@@ -10,6 +10,7 @@
 
 #include "engine/gemm.hpp"
 #include "engine/routing.hpp"
+#include "engine/routing_kernels.hpp"
 #include "layout/kernel_view.hpp"
 #include "quant/moe_layer.hpp"
 #include "quant/numerics.hpp"
@@ -60,10 +61,11 @@ std::vector<float> router_logits(const MoeLayer& layer, const ScaledMatrix& hidd
 
 /// The routing of a layer: logits, then `Routing`; or ids from the layer's table by token id, if it
 /// has one (then `token_ids` [tokens] is needed). `logits` receives the logits if not null. Error:
-/// NaN logits, missing or unknown token ids.
+/// NaN logits, missing or unknown token ids. `kernel`: as this routing kernel computes it, from
+/// logits rounded to its type; null = `reference`.
 Route route_tokens(const MoeLayer& layer, const ScaledMatrix& hidden,
                    std::span<const std::int64_t> token_ids, int threads,
-                   std::vector<float>* logits = nullptr);
+                   std::vector<float>* logits = nullptr, const RoutingKernel* kernel = nullptr);
 
 /// The rounding points of `reference`: f32 after each stage, the output type at the end.
 Numerics reference_numerics(const ForwardOptions& options);
