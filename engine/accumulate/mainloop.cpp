@@ -258,6 +258,7 @@ class PanelSums {
   }
 
   bool row_fits(std::int64_t row, std::int64_t step) const {
+    if (!job_.by_kernel) return false;
     const UnitOperand& x = job_.x.operand;
     const auto at = to_size(row * (x.depth / job_.terms()) + step);
     return x.finite[to_size(row)] != 0 && fits(x.lowest[at] + panel_.lowest[to_size(step)],
