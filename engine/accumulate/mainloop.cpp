@@ -335,10 +335,12 @@ class PanelSums {
   Panel& panel_;
 };
 
-/// Whether the sums of a step's products fit 32 bits, as the kernel wants.
+/// Whether the kernel computes what the unit does (simd::FusedStep).
 bool kernel_takes(const FusedDot& unit) {
-  return unit.zeros == ZeroOperands::skipped && unit.fraction_bits <= 25 && unit.terms <= 32 &&
-         std::int64_t{unit.terms} << (unit.fraction_bits + 2) <= std::int64_t{1} << 31;
+  const int sum_bits = unit.output == StepOutput::e8m13_toward_zero ? 23 : 31;
+  return unit.zeros == ZeroOperands::skipped && unit.lowest_exponent <= simd::kLowestStepExponent &&
+         unit.fraction_bits >= 13 && unit.fraction_bits <= 25 && unit.terms <= 32 &&
+         std::int64_t{unit.terms} << (unit.fraction_bits + 2) <= std::int64_t{1} << sum_bits;
 }
 
 Format unit_format(const FusedDot& unit, Format native) { return unit.operand.value_or(native); }
