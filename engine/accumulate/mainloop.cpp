@@ -345,6 +345,25 @@ bool kernel_takes(const FusedDot& unit) {
 
 Format unit_format(const FusedDot& unit, Format native) { return unit.operand.value_or(native); }
 
+/// Error: numbers or a unit that these loops do not sum, a chain that ends inside a step.
+void check_form(const Mainloop& mainloop, const ScaledMatrix& matrix) {
+  const FusedDot& unit = mainloop.unit;
+  if (unit_format(unit, matrix.codes.format) == Format::f32) {
+    fail(matrix.name, "has f32 numbers; a main loop multiplies numbers of 16 bits and fewer");
+  }
+  if (unit.output == StepOutput::f16_nearest || unit.accumulator != AccumulatorPoint::fused ||
+      unit.block_scales) {
+    fail(matrix.name,
+         "meets a unit with an f16 accumulator, one that is added afterwards, or block scales; a "
+         "main loop needs an f32 accumulator that is a term of the steps");
+  }
+  const std::size_t whole = term_order(unit, 1).size();
+  if (mainloop.promotion != Promotion::none && to_size(mainloop.chain) % whole != 0) {
+    fail(matrix.name, "is summed in chains of {} columns; this unit needs a multiple of {}",
+         mainloop.chain, whole);
+  }
+}
+
 }  // namespace
 
 UnitOperand unit_operand(const FusedDot& unit, Format format, std::int64_t rows, std::int64_t k,
@@ -394,6 +413,7 @@ MainloopInput mainloop_input(const Mainloop& mainloop, const ScaledMatrix& matri
                              std::span<const std::int64_t> rows) {
   const simd::DefaultFloatEnvironment environment;
   check_storage(matrix);
+  check_form(mainloop, matrix);
   const RowDecoder decode(matrix, /*clears_minus_zero=*/false);
   std::vector<float> values(rows.size() * to_size(matrix.cols));
   MainloopInput input;
@@ -420,6 +440,7 @@ void run_mainloop(const Mainloop& mainloop, const MainloopInput& x, const Scaled
     fail(weight.name, "has {} columns, its input {}; they must be equal", weight.cols, x.k);
   }
   check_storage(weight);
+  check_form(mainloop, weight);
   if (needs_column_scales(mainloop.promotion)) check_chains(mainloop, weight);
   const FusedDot& unit = mainloop.unit;
   const auto& operand = x.operand;
