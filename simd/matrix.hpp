@@ -7,6 +7,7 @@ namespace moeref::simd {
 
 /// A fused step of a matrix unit that accumulates in f32: the products and c are cut toward zero to
 /// `fraction_bits` bits below the largest exponent, summed exactly and rounded once, toward zero.
+/// terms * 2^(fraction_bits + 2) is at most 2^31, with e8m13 2^23.
 struct FusedStep {
   std::size_t terms = 16;  ///< at most 32
   int fraction_bits = 25;  ///< 13 .. 25

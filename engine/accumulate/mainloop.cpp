@@ -291,6 +291,7 @@ class PanelSums {
   }
 
   bool row_fits(std::int64_t row, std::int64_t step) const {
+    if (!job_.by_kernel) return false;
     const UnitOperand& x = job_.x.operand;
     const auto at = to_size(row * (x.depth / job_.terms()) + step);
     return x.finite[to_size(row)] != 0 && fits(x.lowest[at] + panel_.lowest[to_size(step)],
@@ -372,13 +373,34 @@ class PanelSums {
   Panel& panel_;
 };
 
-/// Whether the sums of a step's products fit 32 bits, as the kernel wants.
+/// Whether the kernel computes what the unit does (simd::FusedStep).
 bool kernel_takes(const FusedDot& unit) {
-  return unit.zeros == ZeroOperands::skipped && unit.fraction_bits <= 25 && unit.terms <= 32 &&
-         std::int64_t{unit.terms} << (unit.fraction_bits + 2) <= std::int64_t{1} << 31;
+  const int sum_bits = unit.output == StepOutput::e8m13_toward_zero ? 23 : 31;
+  return unit.zeros == ZeroOperands::skipped && unit.lowest_exponent <= simd::kLowestStepExponent &&
+         unit.fraction_bits >= 13 && unit.fraction_bits <= 25 && unit.terms <= 32 &&
+         std::int64_t{unit.terms} << (unit.fraction_bits + 2) <= std::int64_t{1} << sum_bits;
 }
 
 Format unit_format(const FusedDot& unit, Format native) { return unit.operand.value_or(native); }
+
+/// Error: numbers or a unit that these loops do not sum, a chain that ends inside a step.
+void check_form(const Mainloop& mainloop, const ScaledMatrix& matrix) {
+  const FusedDot& unit = mainloop.unit;
+  if (unit_format(unit, matrix.codes.format) == Format::f32) {
+    fail(matrix.name, "has f32 numbers; a main loop multiplies numbers of 16 bits and fewer");
+  }
+  if (unit.output == StepOutput::f16_nearest || unit.accumulator != AccumulatorPoint::fused ||
+      unit.block_scales) {
+    fail(matrix.name,
+         "meets a unit with an f16 accumulator, one that is added afterwards, or block scales; a "
+         "main loop needs an f32 accumulator that is a term of the steps");
+  }
+  const std::size_t whole = term_order(unit, 1).size();
+  if (mainloop.promotion != Promotion::none && to_size(mainloop.chain) % whole != 0) {
+    fail(matrix.name, "is summed in chains of {} columns; this unit needs a multiple of {}",
+         mainloop.chain, whole);
+  }
+}
 
 }  // namespace
 
@@ -429,6 +451,7 @@ MainloopInput mainloop_input(const Mainloop& mainloop, const ScaledMatrix& matri
                              std::span<const std::int64_t> rows) {
   const simd::DefaultFloatEnvironment environment;
   check_storage(matrix);
+  check_form(mainloop, matrix);
   const RowDecoder decode(matrix, /*clears_minus_zero=*/false);
   std::vector<float> values(rows.size() * to_size(matrix.cols));
   MainloopInput input;
@@ -455,6 +478,7 @@ void run_mainloop(const Mainloop& mainloop, const MainloopInput& x, const Scaled
     fail(weight.name, "has {} columns, its input {}; they must be equal", weight.cols, x.k);
   }
   check_storage(weight);
+  check_form(mainloop, weight);
   if (needs_column_scales(mainloop.promotion)) check_chains(mainloop, weight);
   const FusedDot& unit = mainloop.unit;
   const auto& operand = x.operand;

@@ -40,14 +40,15 @@ struct MainloopInput {
 /// Chains of a main loop over `k` columns.
 std::int64_t chain_count(const Mainloop& mainloop, std::int64_t k);
 /// Rows `rows` of `matrix`: codes as numbers, its f32 block scales as the scale of each chain. Its
-/// global scale is left out. Error: a chain that crosses scale blocks.
+/// global scale is left out. Error: a chain that crosses scale blocks or ends inside a step, f32
+/// codes without unit.operand, a unit that does not add f32 sums in its steps.
 MainloopInput mainloop_input(const Mainloop& mainloop, const ScaledMatrix& matrix,
                              std::span<const std::int64_t> rows);
 
 /// acc[i * stride + n] = the kernel's sum for row i and weight row n, f32 bits, NaN 0x7FFFFFFF.
 /// The weight's codes are the unit's numbers, its block scales those of the chains; its global
-/// scale is left out. Results do not depend on `threads`. Error: K that differ, chains that cross
-/// scale blocks.
+/// scale is left out. Results do not depend on `threads`. Error: K that differ, and as
+/// mainloop_input.
 void run_mainloop(const Mainloop& mainloop, const MainloopInput& x, const ScaledMatrix& weight,
                   float* acc, std::int64_t stride, int threads);
 

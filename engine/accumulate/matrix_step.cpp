@@ -35,8 +35,9 @@ UnitNumber f32_number(std::uint32_t bits) {
   return number;
 }
 
-/// value * 2^shift toward zero.
+/// value * 2^shift toward zero. A zero that takes no part in the alignment may lie far above it.
 std::int64_t shifted_toward_zero(std::int64_t value, int shift) {
+  if (value == 0) return 0;
   if (shift >= 0) return value << shift;
   const std::int64_t magnitude = std::abs(value) >> std::min(-shift, 63);
   return value < 0 ? -magnitude : magnitude;
