@@ -131,6 +131,7 @@ std::vector<MatrixInstruction> list() {
   table.of("sm_70").add_both("mma.m8n8k4", kF16, fused(4, 4, 23), literature);
   table.of("sm_75").add_both("mma.m16n8k8", kF16, fused(8, 8, 24), literature);
   add_ampere(table.of("sm_80"));
+  add_ampere(table.of("sm_86"));
   add_ampere(table.of("sm_89"));
   table.add("mma.m16n8k32", kFp8, narrow(32, 16), simulator)
       .add("mma.m16n8k32", kFp8, in_f16(narrow(32, 16)), literature, Format::f16)
@@ -153,7 +154,10 @@ std::vector<MatrixInstruction> list() {
       .add("tcgen05.f8f6f4", kFp8Fp4, in_f16(fused(32, 32, 25)), literature, Format::f16);
   add_block_scaled(table, "tcgen05.mxf8f6f4", "tcgen05.mxf4", "tcgen05.mxf4nvf4",
                    "tcgen05.mxf4nvf4.e8m0");
-  add_one_step(table.of("sm_120"), literature);
+  table.of("sm_120")
+      .add_both("mma.m16n8k16", kF16, fused(16, 16, 25), literature)
+      .add("mma.m16n8k16", kBf16, fused(16, 16, 25), literature)
+      .add("mma.m16n8k8", kTf32, fused(8, 8, 25), literature);
   table.add_both("mma.m16n8k32", kFp8Fp4, fused(32, 32, 25), literature)
       .add_both("mma.m16n8k16", kFp8Fp4, fused(16, 16, 25), literature);
   add_block_scaled(table, "mma.mxf8f6f4", "mma.mxf4", "mma.mxf4nvf4", "mma.mxf4nvf4.e8m0");
