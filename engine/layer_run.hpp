@@ -39,7 +39,8 @@ class LayerRun {
   /// The slots of each token as one row. `residual` as CombineInputs.
   Rows combined(const Rows& gemm2, const Rows* residual, Format output);
 
-  void keep_rows(const Rows& rows);
+  /// A stage with one row a token: kept, and the given one in its place if there is one.
+  Rows kept(Rows rows);
   GemmStatistics* statistics() { return &result_.statistics; }
 
  private:
@@ -50,7 +51,8 @@ class LayerRun {
   /// The given stage, with one row a slot in the order of slots; nothing if none is given.
   std::optional<Tensor> given(std::string_view name, const Tensor& computed) const;
   std::optional<Tensor> given_slots(std::string_view name, const Tensor& computed) const;
-  Rows replaced(Rows computed) const;
+  Rows given_rows(Rows computed) const;  ///< of tokens
+  Rows replaced(Rows computed) const;    ///< of slots
   StageOperand replaced(StageOperand operand, std::string_view codes, std::string_view scales,
                         bool slots) const;
   void keep(std::string name, Tensor tensor);
