@@ -68,14 +68,32 @@ struct Operations {
   }
 };
 
+/// One rounding to the output type: in f32 first, where the kernel computes in f32, or of the exact
+/// result.
+struct OneStep {
+  bool replays;
+  Format output;
+  float times(float a, float b) const {
+    if (replays) return kernel_rounded(output, gpu::mul(a, b));
+    return exact::round_to(output, static_cast<double>(a) * b + 0.0);
+  }
+  /// The sum of two numbers of 16 bits, or of f32 that is the output type: as if rounded once in
+  /// f64.
+  float plus(float a, float b) const {
+    if (replays) return kernel_rounded(output, gpu::canonical(a + b));
+    return exact::round_to(output, static_cast<double>(a) + b + 0.0);
+  }
+};
+
 /// One column of one token.
 class Column {
  public:
-  Column(const CombineNumerics& numerics, const CombineInputs& inputs, Format output,
+  Column(const CombineNumerics& numerics, const OneStep& step, const CombineInputs& inputs,
          const std::vector<SlotTerm>& terms, Scratch& scratch)
       : numerics_(numerics),
+        step_(step),
         inputs_(inputs),
-        output_(output),
+        output_(step.output),
         terms_(terms),
         scratch_(scratch),
         op_{numerics.flushes} {}
@@ -141,9 +159,7 @@ class Column {
   float running(std::int64_t col, bool weighs) const {
     float sum = 0.0f;
     for (std::size_t i = 0; i < terms_.size(); ++i) {
-      const float value =
-          weighs ? kernel_rounded(output_, gpu::mul(terms_[i].weight, y(i, col))) : y(i, col);
-      sum = kernel_rounded(output_, gpu::canonical(sum + value));
+      sum = step_.plus(sum, weighs ? step_.times(terms_[i].weight, y(i, col)) : y(i, col));
     }
     return sum;
   }
@@ -168,6 +184,7 @@ class Column {
   }
 
   const CombineNumerics& numerics_;
+  OneStep step_;
   const CombineInputs& inputs_;
   Format output_;
   const std::vector<SlotTerm>& terms_;
@@ -192,9 +209,10 @@ void read_slots(const CombineInputs& inputs, const std::vector<SlotTerm>& terms,
   inputs.residual->get(token, 0, scratch.residual);
 }
 
-float round_again(const CombineNumerics& numerics, float scaling, Format output, float value) {
+float round_again(const CombineNumerics& numerics, const OneStep& step, float scaling,
+                  float value) {
   if (numerics.scaling != ScalingPoint::after_sum || scaling == 1.0f) return value;
-  return kernel_rounded(output, gpu::mul(value, scaling));
+  return step.times(value, scaling);
 }
 
 }  // namespace
@@ -203,16 +221,18 @@ Rows combine(const CombineNumerics& numerics, NumericsLevel level, const Combine
              Format output, int threads) {
   const std::int64_t width = inputs.gemm2.cols();
   Rows out("combine", output, inputs.route.tokens, width);
+  const bool exact = level != NumericsLevel::replay || numerics.form == CombineForm::exact;
+  const OneStep step{!exact, output};
   parallel_for<Scratch>(inputs.route.tokens, threads, [&](std::int64_t token, Scratch& scratch) {
     const std::vector<SlotTerm> terms = terms_of(numerics, inputs, token);
     read_slots(inputs, terms, token, scratch);
-    Column column(numerics, inputs, output, terms, scratch);
+    Column column(numerics, step, inputs, terms, scratch);
     scratch.out.resize(to_size(width));
     for (std::int64_t col = 0; col < width; ++col) {
       float value = 0.0f;
       if (numerics.form == CombineForm::running || numerics.form == CombineForm::atomic_add) {
         value = column.running(col, numerics.form == CombineForm::running);
-      } else if (level != NumericsLevel::replay || numerics.form == CombineForm::exact) {
+      } else if (exact) {
         value = column.exact(col);
       } else if (numerics.form == CombineForm::weighted_fma) {
         value = column.weighted_fma(col);
@@ -221,7 +241,7 @@ Rows combine(const CombineNumerics& numerics, NumericsLevel level, const Combine
       } else {
         value = column.sum(col);
       }
-      scratch.out[to_size(col)] = round_again(numerics, inputs.scaling, output, value);
+      scratch.out[to_size(col)] = round_again(numerics, step, inputs.scaling, value);
     }
     out.put(token, 0, scratch.out);
   });
@@ -236,13 +256,13 @@ Rows join_shared(const CombineNumerics& numerics, float scaling, Rows routed, co
   std::vector<float> sum(to_size(routed.cols()));
   std::vector<float> addend(sum.size());
   exact::LinearForm form;
+  const OneStep step{/*replays=*/false, output};
   for (std::int64_t row = 0; row < routed.rows(); ++row) {
     routed.get(row, 0, sum);
     if (shared != nullptr) shared->get(row, 0, addend);
     for (std::size_t col = 0; col < sum.size(); ++col) {
       if (!scales) {
-        // In f32, then in 8 or 11 bits: as if rounded once, since 24 >= 2 * 11 + 2.
-        sum[col] = kernel_rounded(output, sum[col] + addend[col]);
+        sum[col] = step.plus(sum[col], addend[col]);
         continue;
       }
       const double ieee = static_cast<double>(sum[col]) * scaling + addend[col];

@@ -19,16 +19,22 @@ float clamped(float x, float limit) { return x > limit ? limit : (x < -limit ? -
 
 float exact_activation(const ActivationNumerics& numerics, const ActivationParameters& p,
                        float gate, float up) {
-  const bool gated = is_gated(p.form);
-  if (numerics.clamp_nan == ClampNan::dropped && gated && numerics.is_parametric) {
-    if (std::isnan(gate)) gate = p.limit;
+  const bool step = p.form == ActivationForm::silu_clamp_after;
+  if (numerics.clamp_nan == ClampNan::dropped &&
+      (step || (p.form == ActivationForm::swiglu && numerics.is_parametric))) {
     if (std::isnan(up)) up = p.limit;
+    if (std::isnan(gate) && step) {
+      // min(silu(NaN), L)
+      return exact::round_to(numerics.output,
+                             static_cast<double>(p.limit) * clamped(up, p.limit) + 0.0);
+    }
+    if (std::isnan(gate)) gate = p.limit;
   }
   const bool plain_silu = p.form == ActivationForm::swiglu && p.alpha == 1.0f && p.beta == 0.0f;
   if (!numerics.rounds_silu || !plain_silu) return activate(p, gate, up, numerics.output);
   const ActivationParameters silu{ActivationForm::silu};
   const float s = activate(silu, 0.0f, capped(gate, p.limit), numerics.output);
-  return exact::round_to(numerics.output, static_cast<double>(s) * clamped(up, p.limit));
+  return exact::round_to(numerics.output, static_cast<double>(s) * clamped(up, p.limit) + 0.0);
 }
 
 std::vector<float> bias_values(const ScaledMatrix& bias) {

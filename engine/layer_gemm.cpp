@@ -70,7 +70,12 @@ void LayerGemm::run(const ScaledMatrix& weight, const GemmArguments& arguments, 
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     for (std::int64_t n = 0; n < weight.rows; ++n) {
       float& value = out[static_cast<std::int64_t>(i) * stride + n];
-      value = kernel_rounded(numerics_.output, gpu::mul(value, arguments.row_weights[i]));
+      if (std::holds_alternative<GemmInput>(input_)) {
+        value = exact::round_to(numerics_.output,
+                                static_cast<double>(value) * arguments.row_weights[i] + 0.0);
+      } else {
+        value = kernel_rounded(numerics_.output, gpu::mul(value, arguments.row_weights[i]));
+      }
     }
   }
 }

@@ -153,19 +153,21 @@ Rows LayerRun::shared_expert(const ScaledMatrix& hidden) {
   Rows act("shared_act", numerics.activation.output, hidden.rows, width);
   Rows gemm2("shared_gemm2", numerics.gemm2.output, hidden.rows, shared.down.rows);
   const StageOperand x = quantized_or_plain(numerics.input, hidden);
-  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, nullptr, GateOrder::gate_up,
-                            &act};
+  Rows given_gemm1;
+  const bool gives = options_.given != nullptr && options_.given->contains("shared_gemm1");
+  if (gives) given_gemm1 = given_rows(gemm1);
+  const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, gives ? &given_gemm1 : nullptr,
+                            GateOrder::gate_up, &act};
   for_each_rows(hidden.rows, [&](const ExpertBatch& batch) {
     run_first_half(numerics, level, view, x, batch, stages, options_.threads, statistics());
   });
+  kept(std::move(gemm1));
+  act = kept(std::move(act));
   const StageOperand a = quantized_or_plain(numerics.intermediate, act.matrix());
   for_each_rows(hidden.rows, [&](const ExpertBatch& batch) {
     run_second_half(numerics, level, view, a, batch, gemm2, options_.threads, statistics());
   });
-  keep_rows(gemm1);
-  keep_rows(act);
-  keep_rows(gemm2);
-  return gemm2;
+  return kept(std::move(gemm2));
 }
 
 Rows LayerRun::combined(const CombineNumerics& numerics, const Rows& gemm2, const Rows* residual,
@@ -176,9 +178,20 @@ Rows LayerRun::combined(const CombineNumerics& numerics, const Rows& gemm2, cons
   return combine(numerics, level_, inputs, output, options_.threads);
 }
 
-void LayerRun::keep_rows(const Rows& rows) {
-  if (!options_.keep_stages) return;
-  keep(rows.name(), rows.tensor(rows.name(), {rows.rows(), rows.cols()}));
+Rows LayerRun::kept(Rows rows) {
+  if (options_.keep_stages) {
+    keep(rows.name(), rows.tensor(rows.name(), {rows.rows(), rows.cols()}));
+  }
+  return given_rows(std::move(rows));
+}
+
+Rows LayerRun::given_rows(Rows computed) const {
+  if (options_.given == nullptr) return computed;
+  std::optional<Tensor> rows =
+      given(computed.name(), computed.tensor(computed.name(), {computed.rows(), computed.cols()}));
+  if (!rows) return computed;
+  return {computed.name(), computed.format(), computed.rows(), computed.cols(),
+          std::move(rows->bytes)};
 }
 
 /// The calibrated scales that a quantizer takes; none if they are not prepared.
@@ -231,11 +244,11 @@ std::optional<Tensor> LayerRun::given(std::string_view name, const Tensor& compu
                                  Stage{stage->name, *stage}.values());
     stage = &widened;
   }
-  if (stage->dtype != computed.dtype || found->second.bytes.size() != computed.bytes.size()) {
+  if (stage->dtype != computed.dtype || stage->bytes.size() != computed.bytes.size()) {
     fail(found->second.name, "is {} {}, the stage is {} {}", moeref::name(found->second.dtype),
          to_string(found->second.shape), moeref::name(computed.dtype), to_string(computed.shape));
   }
-  return found->second;
+  return *stage;
 }
 
 std::optional<Tensor> LayerRun::given_slots(std::string_view name, const Tensor& computed) const {

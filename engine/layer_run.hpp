@@ -40,7 +40,8 @@ class LayerRun {
   Rows combined(const CombineNumerics& numerics, const Rows& gemm2, const Rows* residual,
                 Format output) const;
 
-  void keep_rows(const Rows& rows);
+  /// A stage with one row a token: kept, and the given one in its place if there is one.
+  Rows kept(Rows rows);
   GemmStatistics* statistics() { return &result_.statistics; }
 
  private:
@@ -51,7 +52,8 @@ class LayerRun {
   /// The given stage, with one row a slot in the order of slots; nothing if none is given.
   std::optional<Tensor> given(std::string_view name, const Tensor& computed) const;
   std::optional<Tensor> given_slots(std::string_view name, const Tensor& computed) const;
-  Rows replaced(Rows computed) const;
+  Rows given_rows(Rows computed) const;  ///< of tokens
+  Rows replaced(Rows computed) const;    ///< of slots
   StageOperand replaced(StageOperand operand, std::string_view codes, std::string_view scales,
                         bool slots) const;
   void keep(std::string name, Tensor tensor);

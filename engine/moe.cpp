@@ -213,9 +213,8 @@ ForwardResult forward(const KernelLayer& kernel, const ScaledMatrix& hidden, con
 
   Rows x;
   if (latent) {
-    x = project_rows("fc1", hidden, layer.latent_in, nullptr, narrow, options.threads,
-                     run.statistics());
-    run.keep_rows(x);
+    x = run.kept(project_rows("fc1", hidden, layer.latent_in, nullptr, narrow, options.threads,
+                              run.statistics()));
   }
   const ScaledMatrix tokens = latent ? x.matrix() : hidden;
   const bool pads = tokens.cols != layer.expert_width();
@@ -234,7 +233,7 @@ ForwardResult forward(const KernelLayer& kernel, const ScaledMatrix& hidden, con
     Rows routed =
         trimmed(run.combined(combine, gemm2, joins && !latent ? residual : nullptr, combined),
                 kernel.width);
-    if (keeps && (latent || (residual != nullptr && !joins))) run.keep_rows(routed);
+    if (keeps && (latent || (residual != nullptr && !joins))) routed = run.kept(std::move(routed));
     if (latent) {
       routed = project_rows("fc2", routed.matrix(), layer.latent_out, joins ? residual : nullptr,
                             options.output, options.threads, run.statistics());

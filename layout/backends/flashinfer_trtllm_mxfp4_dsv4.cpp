@@ -71,10 +71,9 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 Numerics numerics(const NumericsRequest& request) {
   Numerics numerics = trtllm::numerics(request, "flashinfer_trtllm_mxfp4_dsv4");
+  numerics.activation.output = Format::bf16;  // also what the quantizer reads
   if (request.kernel.is("activations", "mxfp8")) {
     numerics.input = numerics.intermediate = by("flashinfer_mxfp8");
-  } else {
-    numerics.activation.output = Format::bf16;
   }
   numerics.combine.scaling = ScalingPoint::with_shared;
   return numerics;

@@ -22,6 +22,7 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 Numerics numerics(const NumericsRequest& request) {
   Numerics numerics = trtllm::numerics(request, "flashinfer_trtllm_mxfp8");
   numerics.input = numerics.intermediate = by("flashinfer_mxfp8");
+  numerics.activation.output = Format::bf16;  // what the quantizer reads
   return numerics;
 }
 

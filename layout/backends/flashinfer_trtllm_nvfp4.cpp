@@ -226,10 +226,10 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 Numerics numerics(const NumericsRequest& request) {
   Numerics numerics = trtllm::numerics(request, kName);
   numerics.gemm1.factor = numerics.gemm2.factor = SumFactor::expert;
+  numerics.activation.output = Format::bf16;  // what the quantizer reads
   if (request.options.is("activation", "per_token")) {
     // GEMM1 writes bf16; activation and quantizer are a kernel of their own.
     numerics.gemm1.output = Format::bf16;
-    numerics.activation.output = Format::bf16;
     numerics.input = numerics.intermediate = by("flashinfer_nvfp4_token");
     return numerics;
   }

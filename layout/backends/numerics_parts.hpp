@@ -42,7 +42,9 @@ namespace trtllm {
 
 /// The type in which router weights reach the kernel: packed with the expert's number, or apart.
 OptionInfo router_weights_option(std::string_view first);
-/// GEMM1 with its activation in one kernel, f32 between them.
+/// GEMM1 with its activation in one kernel, f32 between them. What the activation leaves is bf16
+/// where it is quantized in blocks, as FlashInfer's own tests quantize it
+/// (tests/moe/test_trtllm_gen_fused_moe.py run_moe_dequant).
 /// Source: flashinfer@fb28d7242b35 csrc/trtllm_fused_moe_dev_kernel.cu finalizeKernel; the GEMMs
 /// are closed: inferred from their arguments.
 Numerics numerics(const NumericsRequest& request, std::string_view backend);
