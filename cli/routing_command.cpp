@@ -93,7 +93,7 @@ bool is_softmax(ScoreForm form) {
 }
 
 bool sums_weights(const RoutingKernel& kernel) {
-  return kernel.share_use != ShareUse::never || kernel.weight == WeightForm::softmax_divided;
+  return kernel.share_use != ShareUse::never || kernel.weight == RouteWeightForm::softmax_divided;
 }
 
 json to_json(const RoutingKernel& kernel) {
@@ -205,7 +205,7 @@ std::string epsilon_text(double epsilon) {
 
 std::string weight_text(const RoutingKernel& kernel) {
   std::string text(text_of(kernel.weight, kWeights));
-  if (kernel.share_use != ShareUse::never && kernel.weight != WeightForm::softmax_divided) {
+  if (kernel.share_use != ShareUse::never && kernel.weight != RouteWeightForm::softmax_divided) {
     text += fmt::format("; {} {}, D = {}", text_of(kernel.share_use, kShareUses),
                         text_of(kernel.share, kShares), text_of(kernel.divisor, kDivisors));
     if (kernel.epsilon > 0.0) text += ", epsilon " + epsilon_text(kernel.epsilon);

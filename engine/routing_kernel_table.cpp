@@ -42,7 +42,7 @@ void describe_weights(RoutingKernel& kernel, RoutingMethod method) {
       kernel.share_use = ShareUse::if_asked;
       break;
     case RoutingMethod::topk_softmax:
-      kernel.weight = WeightForm::once_softmax;
+      kernel.weight = RouteWeightForm::once_softmax;
       kernel.share_use = ShareUse::always;
       break;
     case RoutingMethod::deepseek_v3:
@@ -58,7 +58,7 @@ void describe_weights(RoutingKernel& kernel, RoutingMethod method) {
       kernel.share_use = ShareUse::always;
       break;
     case RoutingMethod::llama4:
-      kernel.weight = WeightForm::once_sigmoid;
+      kernel.weight = RouteWeightForm::once_sigmoid;
       break;
     case RoutingMethod::topk_logits:
       break;

@@ -73,8 +73,8 @@ class TokenRouter {
   void weigh(std::int64_t token, std::span<const std::int32_t> ids, TokenScratch& scratch) const {
     std::vector<float>& weights = scratch.weights;
     weights.resize(ids.size());
-    if (kernel_.weight == WeightForm::softmax_divided ||
-        kernel_.weight == WeightForm::once_softmax) {
+    if (kernel_.weight == RouteWeightForm::softmax_divided ||
+        kernel_.weight == RouteWeightForm::once_softmax) {
       softmax_of_chosen(token, ids, scratch);
     } else {
       for (std::size_t slot = 0; slot < ids.size(); ++slot) {
@@ -131,17 +131,17 @@ class TokenRouter {
 
   float weight_of(std::size_t expert, const TokenScratch& scratch) const {
     switch (kernel_.weight) {
-      case WeightForm::score:
+      case RouteWeightForm::score:
         return scratch.scores[expert];
-      case WeightForm::choice_minus_bias:
+      case RouteWeightForm::choice_minus_bias:
         return bias_.empty() ? scratch.choices[expert]
                              : math_.subtract(scratch.choices[expert], bias_[expert]);
-      case WeightForm::sigmoid_tanh:
+      case RouteWeightForm::sigmoid_tanh:
         return math_.sigmoid_tanh(scratch.logits[expert]);
-      case WeightForm::once_sigmoid:
+      case RouteWeightForm::once_sigmoid:
         return sigmoid_times(scratch.logits[expert], routing_.scaling);
-      case WeightForm::softmax_divided:
-      case WeightForm::once_softmax:
+      case RouteWeightForm::softmax_divided:
+      case RouteWeightForm::once_softmax:
         break;
     }
     throw std::logic_error("weight_of: a softmax is no weight of one expert");
@@ -154,7 +154,7 @@ class TokenRouter {
       scratch.chosen[slot] = scratch.logits[static_cast<std::size_t>(ids[slot])];
     }
     check_softmax(token, scratch.chosen);
-    if (kernel_.weight == WeightForm::once_softmax) {
+    if (kernel_.weight == RouteWeightForm::once_softmax) {
       return softmax_times(scratch.chosen, routing_.scaling, scratch.weights);
     }
     math_.exponentials(scratch.chosen, scratch.weights);
@@ -169,7 +169,8 @@ class TokenRouter {
 
   bool scales_by_product() const {
     if (routing_.scaling == 1.0f) return false;
-    if (kernel_.weight == WeightForm::once_softmax || kernel_.weight == WeightForm::once_sigmoid) {
+    if (kernel_.weight == RouteWeightForm::once_softmax ||
+        kernel_.weight == RouteWeightForm::once_sigmoid) {
       return false;
     }
     if (!shares()) return kernel_.scaling == ScalingUse::always;

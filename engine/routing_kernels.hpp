@@ -79,7 +79,7 @@ enum class SlotOrder : std::uint8_t {
 };
 
 /// What a weight is made of.
-enum class WeightForm : std::uint8_t {
+enum class RouteWeightForm : std::uint8_t {
   score,
   choice_minus_bias,  ///< c - b: what b has rounded away of the score is lost
   sigmoid_tanh,       ///< of the logit
@@ -194,7 +194,7 @@ struct RoutingKernel {
   /// The choice value that experts get which are out: one at or below it must not be chosen.
   std::optional<float> floor;
 
-  WeightForm weight = WeightForm::score;
+  RouteWeightForm weight = RouteWeightForm::score;
   ShareUse share_use = ShareUse::never;
   ShareForm share = ShareForm::divided;
   SumOrder share_sum = SumOrder::unspecified;  ///< of the shares, or of the softmax of the chosen

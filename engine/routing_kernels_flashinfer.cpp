@@ -73,7 +73,7 @@ void add_trtllm_softmax(std::vector<RoutingKernel>& table) {
       "flashinfer@fb28d7242b35 csrc/fused_moe/trtllm_backend/trtllm_fused_moe_routing_runner.cu "
       "Runner::run; RoutingCustomPolicy.cuh SoftmaxPostprocess";
   kernel.methods = {RoutingMethod::topk_softmax, RoutingMethod::softmax_topk};
-  kernel.weight = WeightForm::softmax_divided;
+  kernel.weight = RouteWeightForm::softmax_divided;
   kernel.share_use = ShareUse::always;
   kernel.share_sum = SumOrder::lanes_32;
   kernel.replays = {RoutingArithmetic::fast_math};
@@ -102,7 +102,7 @@ void add_trtllm_sigmoid(std::vector<RoutingKernel>& table) {
       "routingTopKExperts";
   kernel.methods = {RoutingMethod::llama4};
   kernel.lanes_first = true;
-  kernel.weight = WeightForm::sigmoid_tanh;
+  kernel.weight = RouteWeightForm::sigmoid_tanh;
   kernel.rules = {{.size = Size::experts, .value = 128}, {.size = Size::top_k, .value = 1}};
   table.push_back(kernel);
 
@@ -114,7 +114,7 @@ void add_trtllm_sigmoid(std::vector<RoutingKernel>& table) {
       "flashinfer@fb28d7242b35 include/flashinfer/trtllm/fused_moe/RoutingCustomPolicy.cuh "
       "SigmoidPostprocess";
   kernel.methods = {RoutingMethod::sigmoid_topk};
-  kernel.weight = WeightForm::sigmoid_tanh;
+  kernel.weight = RouteWeightForm::sigmoid_tanh;
   kernel.rules = kUpTo256Top8;
   table.push_back(kernel);
 

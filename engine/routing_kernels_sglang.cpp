@@ -126,7 +126,7 @@ void add_sgl_topk(std::vector<RoutingKernel>& table) {
   kernel.score = ScoreForm::sigmoid;
   kernel.bias = BiasUse::score;
   kernel.floor = -10000.0f;
-  kernel.weight = WeightForm::choice_minus_bias;
+  kernel.weight = RouteWeightForm::choice_minus_bias;
   kernel.share_use = ShareUse::if_asked;
   kernel.share = ShareForm::reciprocal;
   kernel.share_sum = SumOrder::serial;
@@ -286,7 +286,7 @@ void add_sglang_torch(std::vector<RoutingKernel>& table) {
   kernel.logit_types = {Format::f32, Format::bf16, Format::f16};
   kernel.score = ScoreForm::logit;
   kernel.bias = BiasUse::none;
-  kernel.weight = WeightForm::softmax_divided;
+  kernel.weight = RouteWeightForm::softmax_divided;
   kernel.scaling = ScalingUse::none;
   table.push_back(kernel);
 }
@@ -309,7 +309,7 @@ void add_triton(std::vector<RoutingKernel>& table) {
   kernel.minus_zero_first = true;
   kernel.slots = SlotOrder::rising_id;
   kernel.floor = -kInfinity;
-  kernel.weight = WeightForm::softmax_divided;
+  kernel.weight = RouteWeightForm::softmax_divided;
   kernel.share_use = ShareUse::always;
   kernel.output_type = ValueType::of_logits;
   kernel.rules = {{.size = Size::experts, .value = 32767}};
@@ -324,7 +324,7 @@ void add_triton(std::vector<RoutingKernel>& table) {
   kernel.methods = {RoutingMethod::softmax_topk};
   kernel.score = ScoreForm::softmax_divided;
   kernel.score_type = ValueType::of_logits;
-  kernel.weight = WeightForm::score;
+  kernel.weight = RouteWeightForm::score;
   kernel.share_use = ShareUse::never;
   table.push_back(kernel);
 

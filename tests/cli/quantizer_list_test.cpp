@@ -10,9 +10,11 @@
 #include <vector>
 
 #include "layout/backend.hpp"
+#include "quant/error.hpp"
 #include "quant/formats.hpp"
 #include "quant/quantize.hpp"
 #include "tests/cli/layout_command.hpp"
+#include "tests/layout/usual_numerics.hpp"
 
 namespace moeref {
 namespace {
@@ -119,18 +121,30 @@ TEST(LayoutList, TellsTheQuantizersOfActivations) {
     const json uses = json_of(command)["activations"];
     ASSERT_TRUE(uses.is_array()) << command;
     EXPECT_NE(text.find("Activations "), std::string::npos) << command;
-    if (uses.empty()) {
-      expect_told(text, backend->quantizers.empty() ? "Activations 16 bits, as they are"
-                                                    : "Activations no quantizer is known");
+    try {
+      const Numerics numerics = numerics_for(*backend, usual(*backend));
+      EXPECT_EQ(uses.size(), std::size_t{numerics.input ? 1u : 0u} +
+                                 (numerics.gemm1_output ? 1u : 0u) +
+                                 (numerics.intermediate ? 1u : 0u))
+          << command;
+      if (uses.empty()) expect_told(text, "Activations 16 bits, as they are");
+    } catch (const Error& refusal) {
+      EXPECT_TRUE(uses.empty()) << command;
+      expect_told(text, refusal.what());
     }
     for (const json& use : uses) {
       const Quantizer& quantizer = find_quantizer(use["quantizer"].get<std::string>());
       EXPECT_TRUE(quantizer.activations) << command << quantizer.name;
       const auto options = use["options"].get<std::vector<std::string>>();
       EXPECT_NO_THROW(parse_options(quantizer.name, quantizer.options, options)) << command;
-      std::string line = use["stage"].get<std::string>() + " " + std::string(quantizer.name);
+      const auto stage = use["stage"].get<std::string>();
+      std::string line = (stage == "gemm1" ? "output of GEMM1" : stage) + " ";
+      line += quantizer.name;
       for (const std::string& option : options) line += " " + option;
-      if (use.contains("scale")) line += ", scale " + use["scale"].get<std::string>();
+      if (use.contains("scale")) {
+        line += use.contains("inverts_scale") ? ", scale 1 / " : ", scale ";
+        line += use["scale"].get<std::string>();
+      }
       expect_told(text, line);
       ++known;
     }
