@@ -170,11 +170,12 @@ Numerics numerics(const NumericsRequest& request, std::string_view backend,
                 "AMD's kernels were not measured, and no bit-accurate model of CDNA4 is known");
   Numerics numerics = bf16_stages();
   numerics.gemm1.output = Format::f32;
+  numerics.gemm2.output = Format::f32;
   numerics.activation.is_parametric = request.parametric();
   numerics.input = quantizer;
   numerics.intermediate = quantizer;
   if (request.kernel.is("doweight_stage1", "true")) {
-    numerics.router_weight = WeightPoint::gemm1;
+    numerics.router_weight = WeightPoint::input;
     numerics.combine.form = CombineForm::sum;
   }
   return numerics;
