@@ -173,6 +173,12 @@ CombineNumerics combine_of(const NumericsRequest& request, std::string_view back
            : request.tokens <= kFewTokens ? "compiled_sum"
                                           : "sum_reduce";
   }
+  if (form == "pair_add" && (request.top_k > 2 || request.routed_scaling != 1.0f)) {
+    fail(backend,
+         "combine=pair_add adds up to 2 slots unscaled; {} slots with a factor of {} need "
+         "another",
+         request.top_k, request.routed_scaling);
+  }
   CombineNumerics combine;
   combine.form = CombineForm::sum;
   if (form == "sum_reduce") {
