@@ -6,6 +6,8 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
+#include <utility>
 
 #include "cli/commands.hpp"
 #include "cli/compare.hpp"
@@ -54,18 +56,29 @@ const TensorView* find_ids(const SafetensorsFile& golden) {
   return golden.find("in.topk_ids");
 }
 
-/// What a stage is computed from, nearest first, as far as they are dumped.
-struct StageInputs {
-  std::string_view stage;
-  std::vector<std::string_view> inputs;  ///< any of them; empty = the layer's inputs
-};
+// Stages in chains: each is computed from the one before it that a layer has.
+constexpr std::array<std::string_view, 8> kMainChain{"fc1",  "a1_q",  "gemm1",   "act",
+                                                     "a2_q", "gemm2", "combine", "final"};
+constexpr std::array<std::string_view, 3> kSharedChain{"shared_gemm1", "shared_act",
+                                                       "shared_gemm2"};
 
-const std::vector<StageInputs>& stage_inputs() {
-  static const std::vector<StageInputs> all{
-      {"a1_q", {}},      {"a1_s", {}},      {"gemm1", {"a1_q"}},        {"act", {"gemm1"}},
-      {"a2_q", {"act"}}, {"a2_s", {"act"}}, {"gemm2", {"a2_q", "act"}}, {"final", {"gemm2"}},
+using Stages = std::map<std::string, Tensor, std::less<>>;
+
+/// The nearest stage before `stage` among the given ones; empty = the layer's inputs. Nothing: no
+/// stage of a chain.
+std::optional<std::string> input_of(std::string_view stage, const Stages& given) {
+  if (stage == "a1_s") stage = "a1_q";
+  if (stage == "a2_s") stage = "a2_q";
+  const auto search = [&](std::span<const std::string_view> chain) -> std::optional<std::string> {
+    auto at = std::find(chain.begin(), chain.end(), stage);
+    if (at == chain.end()) return std::nullopt;
+    while (at != chain.begin()) {
+      if (given.contains(*--at)) return std::string(*at);
+    }
+    return "";
   };
-  return all;
+  const std::optional<std::string> found = search(kMainChain);
+  return found ? found : search(kSharedChain);
 }
 
 /// Whether a stage that differs follows from the input that it had.
@@ -214,25 +227,47 @@ std::int64_t count_differing(const TensorView& left, const TensorView& right) {
   return count;
 }
 
-/// Recomputes each stage that differs from the stage before it that ACTUAL holds.
-void explain(const Arguments& arguments, const GlobalOptions& global, Report& report) {
-  const auto actual = SafetensorsFile::open(arguments.actual);
-  std::map<std::string, Tensor, std::less<>> given;
-  for (const StageInputs& entry : stage_inputs()) {
-    if (entry.stage == "final") continue;
-    if (const TensorView* found = find_actual(*actual, entry.stage)) {
-      given.emplace(entry.stage, Tensor{std::string(entry.stage),
-                                        found->dtype,
-                                        found->shape,
-                                        {found->bytes.begin(), found->bytes.end()}});
+/// The stages that a file holds, its slots in the order of the golden file's. Error: the file has
+/// another routing, so that its stages are those of other experts.
+Stages stages_of(const SafetensorsFile& file, const SafetensorsFile& golden) {
+  const TensorView* ids = find_actual(file, "topk_ids");
+  const TensorView* golden_ids = find_ids(golden);
+  const bool routed = ids != nullptr && golden_ids != nullptr;
+  if (routed) {
+    const std::optional<Tensor> aligned = align_slots(*ids, *ids, *golden_ids);
+    const Comparison routing = compare_tensors("topk_ids", aligned ? aligned->view() : *ids,
+                                               *golden_ids, {nullptr, nullptr, nullptr});
+    if (routing.differing != 0 || !routing.mismatch.empty()) {
+      fail(file.path().string(), "its topk_ids are not those of the golden file");
     }
   }
-  if (given.empty()) {
-    report.not_explained = "no stage is dumped";
-    return;
+  Stages stages;
+  for (const std::string_view stage : kStageOrder) {
+    if (stage == "final" || stage == "router_logits" || stage.starts_with("topk_")) continue;
+    const TensorView* found = find_actual(file, stage);
+    if (found == nullptr) continue;
+    std::optional<Tensor> tensor;
+    if (routed) tensor = align_slots(*found, *ids, *golden_ids);
+    if (!tensor) {
+      tensor = Tensor{"", found->dtype, found->shape, {found->bytes.begin(), found->bytes.end()}};
+    }
+    tensor->name = stage;
+    stages.emplace(stage, std::move(*tensor));
   }
+  return stages;
+}
+
+/// Recomputes each stage that differs from the nearest stage before it that ACTUAL holds.
+void explain(const Arguments& arguments, const GlobalOptions& global, Report& report) {
+  const auto actual = SafetensorsFile::open(arguments.actual);
+  Stages given;
   std::vector<Tensor> computed;
   try {
+    given = stages_of(*actual, *SafetensorsFile::open(arguments.golden));
+    if (given.empty()) {
+      report.not_explained = "no stage is dumped";
+      return;
+    }
     GoldenJob job = read_golden_job(arguments.golden, arguments.checkpoint);
     job.options.stages = true;
     job.options.given = &given;
@@ -244,26 +279,21 @@ void explain(const Arguments& arguments, const GlobalOptions& global, Report& re
   }
   for (const Comparison& comparison : report.comparisons) {
     if (comparison.verdict == Verdict::identical) continue;
-    const auto entry =
-        std::find_if(stage_inputs().begin(), stage_inputs().end(),
-                     [&](const StageInputs& inputs) { return inputs.stage == comparison.tensor; });
-    if (entry == stage_inputs().end()) continue;
-    const auto input = std::find_if(entry->inputs.begin(), entry->inputs.end(),
-                                    [&](std::string_view name) { return given.contains(name); });
-    if (!entry->inputs.empty() && input == entry->inputs.end()) continue;
-    const TensorView* seen = find_actual(*actual, comparison.tensor);
+    const std::optional<std::string> input = input_of(comparison.tensor, given);
+    if (!input) continue;
+    const auto seen = given.find(comparison.tensor);
+    const TensorView* final = find_actual(*actual, comparison.tensor);
     const auto again = std::find_if(computed.begin(), computed.end(), [&](const Tensor& tensor) {
       return tensor.name == "out." + comparison.tensor;
     });
-    if (seen == nullptr || again == computed.end() || seen->dtype != again->dtype ||
-        seen->bytes.size() != again->bytes.size()) {
-      continue;
-    }
+    if (final == nullptr || again == computed.end()) continue;
+    const TensorView found = seen != given.end() ? seen->second.view() : *final;
+    if (found.dtype != again->dtype || found.bytes.size() != again->bytes.size()) continue;
     Cause cause;
     cause.stage = comparison.tensor;
-    cause.input = entry->inputs.empty() ? "" : std::string(*input);
-    cause.follows = same_bytes(*seen, again->view());
-    cause.differing = cause.follows ? 0 : count_differing(*seen, again->view());
+    cause.input = *input;
+    cause.follows = same_bytes(found, again->view());
+    cause.differing = cause.follows ? 0 : count_differing(found, again->view());
     report.causes.push_back(std::move(cause));
   }
 }
