@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <optional>
+#include <utility>
 
 #include "cli/commands.hpp"
 #include "cli/layout_source.hpp"
@@ -46,7 +47,7 @@ struct Arguments {
 struct Preparation {
   const Backend* backend = nullptr;
   Options options;
-  std::shared_ptr<const PreparedLayer> layer;  ///< nothing if no weights are asked for
+  std::shared_ptr<const PreparedLayer> layer;  ///< nothing if nothing is prepared
 
   /// "marlin_mxfp4", "marlin_mxfp4_pad=none"
   std::string name() const {
@@ -169,12 +170,12 @@ void make_folder(const fs::path& folder) {
   if (status) fail(folder.string(), "cannot be created ({}); choose another -o", status.message());
 }
 
-/// The layer as the backend prepares it; nothing if no weights are asked for.
-/// Error: the backend does not take the layer.
+/// The layer as the backend prepares it; nothing if neither weights nor the backend's numerics are
+/// asked for. Error: the backend does not take the layer.
 std::shared_ptr<const PreparedLayer> prepare(const Arguments& arguments, const Preparation& wanted,
                                              const MoeLayer& layer, const Shard& rank) {
   const Backend& backend = *wanted.backend;
-  if (arguments.weights) {
+  if (arguments.weights || arguments.numerics != name(NumericsLevel::reference)) {
     return std::make_shared<const PreparedLayer>(plan_layer(backend, wanted.options, layer, rank));
   }
   if (std::find(backend.formats.begin(), backend.formats.end(), layer.weight_format) ==
@@ -185,16 +186,28 @@ std::shared_ptr<const PreparedLayer> prepare(const Arguments& arguments, const P
   return nullptr;
 }
 
-/// Every chosen backend with its options, nothing prepared. Error: an option that one of them does
-/// not have; options for "*".
-std::vector<Preparation> choose_backends(const Arguments& arguments) {
-  if (arguments.backends == "*" && !arguments.backend_options.empty()) {
-    fail("--option", "'{}' goes with backends by name; * takes each with its defaults",
-         one_line(arguments.backend_options.front()));
+/// Every chosen backend with its options, nothing prepared; with "*" those that have no such
+/// numerics are left out. Error: an option that one of them does not have; options for "*"; a named
+/// backend without such numerics.
+std::vector<Preparation> choose_backends(const Arguments& arguments, const CaseOptions& options) {
+  const bool all = arguments.backends == "*";
+  for (const auto& [flag, texts] : {std::pair{"--option", &arguments.backend_options},
+                                    std::pair{"--kernel", &arguments.kernel_options}}) {
+    if (!all || texts->empty()) continue;
+    fail(flag, "'{}' goes with backends by name; * takes each with its defaults",
+         one_line(texts->front()));
   }
   std::vector<Preparation> chosen;
   for (const std::string& name : parse_backends(arguments.backends)) {
     const Backend& backend = find_backend(name);
+    CaseOptions checked = options;
+    checked.backend = name;
+    try {
+      check_numerics(checked);
+    } catch (const Error&) {
+      if (!all) throw;
+      continue;
+    }
     chosen.push_back({&backend, parse_options(backend, arguments.backend_options), nullptr});
   }
   return chosen;
@@ -273,7 +286,6 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   const Checkpoint checkpoint = Checkpoint::open(arguments.checkpoint);
   check_folder(arguments.folder, checkpoint);
   const auto layers = parse_numbers("--layer", arguments.layers, checkpoint.moe_layers());
-  const std::vector<Preparation> chosen = choose_backends(arguments);
   auto tokens = parse_numbers("--tokens", arguments.tokens, {});
   if (!arguments.hidden.empty()) tokens = {0};  // the file has them
   if (tokens.empty()) fail("--tokens", "'{}' names no number", arguments.tokens);
@@ -291,11 +303,7 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
          "goes with --numerics reference: it holds for every kernel that computes in "
          "f32, not for one backend's rounding points");
   }
-  for (const Preparation& wanted : chosen) {
-    CaseOptions checked = options;
-    checked.backend = wanted.backend->name;
-    check_numerics(checked);
-  }
+  const std::vector<Preparation> chosen = choose_backends(arguments, options);
   if (layers.empty()) fail(checkpoint.folder().string(), "has no layer with experts");
 
   // What a backend refuses in a later layer is told before the first is computed.
