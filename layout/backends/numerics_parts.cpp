@@ -44,6 +44,13 @@ OptionInfo finalize_option() {
 }
 
 Numerics numerics(const NumericsRequest& request, std::string_view backend, Format operand) {
+  const ActivationForm form = request.activation.form;
+  if (form != ActivationForm::swiglu && form != ActivationForm::silu_clamp_after &&
+      form != ActivationForm::relu2) {
+    refuse_replay(request, backend,
+                  "the kernel of this activation (another than Swiglu, SwigluBias, SwigluStep or "
+                  "Relu2) was not measured");
+  }
   Numerics numerics = bf16_stages();
   numerics.rows = RowOrder::by_expert;
   for (GemmNumerics* gemm : {&numerics.gemm1, &numerics.gemm2}) {
