@@ -43,20 +43,20 @@ float clamp_or_nan(float x, float limit) {
   return std::isnan(x) ? x : std::max(std::min(x, limit), -limit);
 }
 
-/// The common value of value (1 - 2^-slack) and value (1 + 2^-slack) as floats, or NaN.
-float common_rounding(const MpfrReal& value, mpfr_prec_t slack) {
+}  // namespace
+
+/// The common value of value (1 - 2^-slack) and value (1 + 2^-slack) in the output format, or NaN.
+float ActivationJudge::common_rounding(const MpfrReal& value, mpfr_prec_t slack) const {
   const mpfr_prec_t bits = mpfr_get_prec(value.get()) + 8;
   MpfrReal spread(bits);
   MpfrReal end(bits);
   mpfr_mul_2si(spread.get(), value.get(), -static_cast<long>(slack), MPFR_RNDA);
   mpfr_sub(end.get(), value.get(), spread.get(), MPFR_RNDN);
-  const float low = end.to_float();
+  const float low = round_to(end, output_);
   mpfr_add(end.get(), value.get(), spread.get(), MPFR_RNDN);
-  const float high = end.to_float();
+  const float high = round_to(end, output_);
   return same(low, high) ? low : std::numeric_limits<float>::quiet_NaN();
 }
-
-}  // namespace
 
 ActivationJudge::Kind ActivationJudge::sigmoid(float alpha, float g, mpfr_prec_t bits,
                                                MpfrReal* s) const {
@@ -166,11 +166,11 @@ float ActivationJudge::rounded_product(float g, const MpfrReal& w) {
       case Kind::saturated: {
         MpfrReal below = product.rounded(kExactBits, MPFR_RNDN);
         mpfr_nexttoward(below.get(), MpfrReal(2, 0.0).get());
-        return below.to_float();
+        return round_to(below, output_);
       }
       case Kind::exact:
         mpfr_div_2ui(value.get(), product.get(), 1, MPFR_RNDN);
-        return value.to_float();
+        return round_to(value, output_);
       case Kind::regular: {
         MpfrReal regular(bits);
         mpfr_mul(regular.get(), product.get(), s.get(), MPFR_RNDN);
@@ -202,7 +202,8 @@ float ActivationJudge::operator()(float gate, float up) {
   if (p_.form == ActivationForm::relu2) {
     if (std::isnan(up)) return canonical(up);
     const float relu = std::max(up, 0.0f);
-    return plus_zero(exact_product(MpfrReal(64, static_cast<double>(relu)), relu).to_float());
+    return plus_zero(
+        round_to(exact_product(MpfrReal(64, static_cast<double>(relu)), relu), output_));
   }
   float g = is_gated(p_.form) ? gate : up;
   float u = is_gated(p_.form) ? up : 1.0f;
@@ -219,7 +220,7 @@ float ActivationJudge::operator()(float gate, float up) {
       MpfrReal value(64, static_cast<double>(p_.limit));
       mpfr_mul_d(value.get(), value.get(), static_cast<double>(u), MPFR_RNDN);
       if (mpfr_zero_p(value.get()) != 0) return 0.0f;
-      return canonical(value.to_float());
+      return round_to(value, output_);
     }
   }
   if (!std::isfinite(g) || !std::isfinite(u)) return special(g, u + beta);

@@ -10,11 +10,12 @@
 namespace moeref::judge {
 
 /// The activation by MPFR: the formulas as the header `quant/moe_layer.hpp` states them, with as
-/// many bits as the rounding needs. Shares no arithmetic with the engine. Remembers the last gate's
-/// function value, so loop over the ups inside.
+/// many bits as the rounding needs, rounded once to f32, bf16 or f16. Shares no arithmetic with the
+/// engine. Remembers the last gate's function value, so loop over the ups inside.
 class ActivationJudge {
  public:
-  explicit ActivationJudge(const ActivationParameters& parameters) : p_(parameters) {}
+  explicit ActivationJudge(const ActivationParameters& parameters, Format output = Format::f32)
+      : p_(parameters), output_(output) {}
 
   float operator()(float gate, float up);
 
@@ -28,6 +29,7 @@ class ActivationJudge {
   };
 
   float special(float g, float w_sign_only) const;
+  float common_rounding(const MpfrReal& value, mpfr_prec_t slack) const;
   float rounded_product(float g, const MpfrReal& w);
   bool silu_exceeds_limit(float g);
   Kind gate_function(float g, mpfr_prec_t bits, MpfrReal* s) const;
@@ -36,6 +38,7 @@ class ActivationJudge {
   static Kind tanh_normal(float g, mpfr_prec_t bits, MpfrReal* s);
 
   ActivationParameters p_;
+  Format output_;
   MpfrReal last_s_{128};
   Kind last_kind_ = Kind::exact;
   float last_gate_ = 0.0f;

@@ -2,9 +2,16 @@
 
 #include <mpfr.h>
 
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "tests/judge/mpfr_real.hpp"
 
 namespace moeref::judge {
 namespace {
@@ -12,6 +19,8 @@ namespace {
 // Products of four f32-range factors span 2^-1200 .. 2^1024; sums of 2^20 of them and a few more
 // factors fit.
 constexpr mpfr_prec_t kBits = 6000;
+/// Sums of products of two codes of up to 24 bits, 2^-298 .. 2^256, 2^20 of them.
+constexpr mpfr_prec_t kSegmentBits = 704;
 
 struct Layout {
   int exponent_bits;
@@ -41,6 +50,29 @@ Layout layout_of(Format format) {
   }
 }
 
+/// NaN and infinities; nothing for codes that are numbers.
+std::optional<double> special_value(Format format, const Layout& layout, std::uint32_t code) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const int bits = layout.exponent_bits + layout.fraction_bits;
+  const std::uint32_t size = code & ((1u << bits) - 1);
+  switch (format) {
+    case Format::e2m1:
+      return std::nullopt;
+    case Format::e4m3:
+    case Format::ue4m3:
+      return size == 0x7F ? std::optional(nan) : std::nullopt;
+    case Format::e4m3fnuz:
+    case Format::e5m2fnuz:
+      return code == 0x80 ? std::optional(nan) : std::nullopt;
+    default:
+      break;
+  }
+  if (size >> layout.fraction_bits != (1u << layout.exponent_bits) - 1) return std::nullopt;
+  if ((size & ((1u << layout.fraction_bits) - 1)) != 0) return nan;
+  const double infinity = std::numeric_limits<double>::infinity();
+  return (code >> bits & 1u) != 0 ? -infinity : infinity;
+}
+
 std::uint32_t read_code(const std::byte* data, Format format, std::int64_t index) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(data);
   if (format == Format::e2m1) return (bytes[index / 2] >> (4 * (index % 2))) & 15u;
@@ -52,9 +84,27 @@ std::uint32_t read_code(const std::byte* data, Format format, std::int64_t index
   return code;
 }
 
+/// The values of the codes of a format of up to 8 bits.
+const std::vector<double>& values_of(Format format) {
+  static std::array<std::vector<double>, 16> all;
+  std::vector<double>& values = all.at(static_cast<std::size_t>(format));
+  for (std::uint32_t code = 0; values.size() < 256; ++code) {
+    values.push_back(decode_by_formula(format, code));
+  }
+  return values;
+}
+
+double number(Format format, const std::byte* data, std::int64_t index) {
+  const std::uint32_t code = read_code(data, format, index);
+  if (format == Format::f32) return static_cast<double>(std::bit_cast<float>(code));
+  if (format == Format::bf16) return static_cast<double>(std::bit_cast<float>(code << 16));
+  if (format == Format::f16) return decode_by_formula(format, code);
+  return values_of(format)[code];
+}
+
 double element(const ScaledMatrix& m, std::int64_t row, std::int64_t col) {
   const std::int64_t index = m.codes.origin + row * m.codes.row_stride + col * m.codes.col_stride;
-  return decode_by_formula(m.codes.format, read_code(m.codes.data, m.codes.format, index));
+  return number(m.codes.format, m.codes.data, index);
 }
 
 double scale(const ScaledMatrix& m, std::int64_t row, std::int64_t col) {
@@ -62,7 +112,7 @@ double scale(const ScaledMatrix& m, std::int64_t row, std::int64_t col) {
   const ScaleGrid& g = *m.scales;
   const std::int64_t index = ((g.row_begin + row) / g.block_rows) * g.row_stride +
                              ((g.col_begin + col) / g.block_cols) * g.col_stride;
-  return decode_by_formula(g.format, read_code(g.data, g.format, index));
+  return number(g.format, g.data, index);
 }
 
 }  // namespace
@@ -72,6 +122,7 @@ double decode_by_formula(Format format, std::uint32_t code) {
     return code == 255 ? std::nan("") : std::ldexp(1.0, static_cast<int>(code) - 127);
   }
   const Layout layout = layout_of(format);
+  if (const std::optional<double> special = special_value(format, layout, code)) return *special;
   const auto fraction = static_cast<int>(code & ((1u << layout.fraction_bits) - 1));
   const auto exponent =
       static_cast<int>((code >> layout.fraction_bits) & ((1u << layout.exponent_bits) - 1));
@@ -81,6 +132,10 @@ double decode_by_formula(Format format, std::uint32_t code) {
       std::ldexp(static_cast<double>(hidden + fraction),
                  (exponent == 0 ? 1 : exponent) - layout.bias - layout.fraction_bits);
   return negative ? -size : size;
+}
+
+double value_at(const ScaledMatrix& matrix, std::int64_t row, std::int64_t col) {
+  return element(matrix, row, col) * scale(matrix, row, col);
 }
 
 struct ExactSum::Numbers {
@@ -111,13 +166,35 @@ void ExactSum::add_product(double left, double right) {
 void ExactSum::add_dot(const ScaledMatrix& x, std::int64_t row, const ScaledMatrix& w,
                        std::int64_t n) {
   ExactSum dot;
+  MpfrReal product(53);
+  MpfrReal segment(kSegmentBits, 0.0);
+  std::pair<double, double> scales{0.0, 0.0};  // of an empty segment
+  const auto close = [&] {
+    MpfrReal scaled(kSegmentBits + 48);
+    mpfr_mul_d(scaled.get(), segment.get(), scales.first, MPFR_RNDN);
+    mpfr_mul_d(scaled.get(), scaled.get(), scales.second, MPFR_RNDN);
+    mpfr_add(dot.numbers_->sum, dot.numbers_->sum, scaled.get(), MPFR_RNDN);
+    mpfr_set_zero(segment.get(), 1);
+  };
   for (std::int64_t k = 0; k < w.cols; ++k) {
-    mpfr_set_d(dot.numbers_->term, element(x, row, k), MPFR_RNDN);
-    mpfr_mul_d(dot.numbers_->term, dot.numbers_->term, scale(x, row, k), MPFR_RNDN);
-    mpfr_mul_d(dot.numbers_->term, dot.numbers_->term, element(w, n, k), MPFR_RNDN);
-    mpfr_mul_d(dot.numbers_->term, dot.numbers_->term, scale(w, n, k), MPFR_RNDN);
-    mpfr_add(dot.numbers_->sum, dot.numbers_->sum, dot.numbers_->term, MPFR_RNDN);
+    const std::pair<double, double> here{scale(x, row, k), scale(w, n, k)};
+    if (!std::isfinite(here.first) || !std::isfinite(here.second)) {
+      // Element by element: 0 * infinity is NaN.
+      MpfrReal term(kSegmentBits, element(x, row, k) * element(w, n, k));
+      mpfr_mul_d(term.get(), term.get(), here.first, MPFR_RNDN);
+      mpfr_mul_d(term.get(), term.get(), here.second, MPFR_RNDN);
+      mpfr_add(dot.numbers_->sum, dot.numbers_->sum, term.get(), MPFR_RNDN);
+      continue;
+    }
+    if (here != scales) {
+      close();
+      scales = here;
+    }
+    mpfr_set_d(product.get(), element(x, row, k) * element(w, n, k), MPFR_RNDN);  // 48 bits: exact
+    if (mpfr_zero_p(product.get()) != 0) continue;
+    mpfr_add(segment.get(), segment.get(), product.get(), MPFR_RNDN);
   }
+  close();
   for (const ScaledMatrix* m : {&x, &w}) {
     if (m->global_rule == GlobalScaleRule::multiply) dot.multiply(m->global_scale);
     if (m->global_rule == GlobalScaleRule::divide) dot.divide(m->global_scale);
@@ -140,29 +217,8 @@ void ExactSum::divide(double divisor) {
 void ExactSum::add(double value) { add_product(value, 1.0); }
 
 float ExactSum::round(Format format) const {
-  struct Target {
-    mpfr_prec_t bits;
-    mpfr_exp_t smallest;  // MPFR exponent of the smallest subnormal
-    mpfr_exp_t largest;
-  };
-  const Target target = format == Format::f32    ? Target{24, -148, 128}
-                        : format == Format::bf16 ? Target{8, -132, 128}
-                                                 : Target{11, -23, 16};
   if (mpfr_zero_p(numbers_->sum)) return 0.0f;
-  mpfr_t rounded;
-  mpfr_init2(rounded, target.bits);
-  int ternary = mpfr_div(rounded, numbers_->sum, numbers_->divisor, MPFR_RNDN);
-  const mpfr_exp_t low = mpfr_get_emin();
-  const mpfr_exp_t high = mpfr_get_emax();
-  mpfr_set_emin(target.smallest);
-  mpfr_set_emax(target.largest);
-  ternary = mpfr_check_range(rounded, ternary, MPFR_RNDN);
-  mpfr_subnormalize(rounded, ternary, MPFR_RNDN);
-  const float value = mpfr_get_flt(rounded, MPFR_RNDN);
-  mpfr_set_emin(low);
-  mpfr_set_emax(high);
-  mpfr_clear(rounded);
-  return value;
+  return round_quotient(numbers_->sum, numbers_->divisor, format);
 }
 
 }  // namespace moeref::judge

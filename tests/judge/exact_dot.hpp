@@ -23,7 +23,8 @@ class ExactSum {
   void multiply(double factor);
   void divide(double divisor);  ///< exact: the divisor is kept and applied with the one rounding
   void add(double value);
-  /// Rounded to nearest even; f32, bf16 or f16. Exactly zero gives +0.
+  /// Rounded to nearest even; f32, bf16 or f16. Exactly zero gives +0. Where an operand was NaN or
+  /// infinite: what IEEE says of the same sum without over- and underflow, NaN as 0x7FC00000.
   float round(Format format) const;
 
  private:
@@ -31,7 +32,10 @@ class ExactSum {
   Numbers* numbers_;
 };
 
-/// Value of a code, computed from sign, exponent and significand.
+/// Value of a code, computed from sign, exponent and significand; NaN and infinities as f64's.
 double decode_by_formula(Format format, std::uint32_t code);
+
+/// Code times block scale of (row, col), exact; without the global scale.
+double value_at(const ScaledMatrix& matrix, std::int64_t row, std::int64_t col);
 
 }  // namespace moeref::judge

@@ -2,10 +2,12 @@
 
 #include <mpfr.h>
 
+#include <bit>
 #include <cstdint>
 #include <utility>
 
 #include "engine/exact/dyadic.hpp"
+#include "quant/dtype.hpp"
 
 namespace moeref::judge {
 
@@ -43,6 +45,38 @@ class MpfrReal {
  private:
   mpfr_t value_;
 };
+
+/// number / divisor in one rounding to nearest even to f32, bf16 or f16, subnormals and infinity
+/// included; NaN as 0x7FC00000.
+inline float round_quotient(mpfr_srcptr number, mpfr_srcptr divisor, Format format) {
+  struct Target {
+    mpfr_prec_t bits;
+    mpfr_exp_t smallest;  // MPFR exponent of the smallest subnormal
+    mpfr_exp_t largest;
+  };
+  const Target target = format == Format::f32    ? Target{24, -148, 128}
+                        : format == Format::bf16 ? Target{8, -132, 128}
+                                                 : Target{11, -23, 16};
+  MpfrReal rounded(target.bits);
+  int ternary = mpfr_div(rounded.get(), number, divisor, MPFR_RNDN);
+  if (mpfr_nan_p(rounded.get()) != 0) return std::bit_cast<float>(0x7FC0'0000u);
+  const mpfr_exp_t low = mpfr_get_emin();
+  const mpfr_exp_t high = mpfr_get_emax();
+  mpfr_set_emin(target.smallest);
+  mpfr_set_emax(target.largest);
+  ternary = mpfr_check_range(rounded.get(), ternary, MPFR_RNDN);
+  mpfr_subnormalize(rounded.get(), ternary, MPFR_RNDN);
+  const float value = rounded.to_float();
+  mpfr_set_emin(low);
+  mpfr_set_emax(high);
+  return value;
+}
+
+/// The number in one rounding to f32, bf16 or f16.
+inline float round_to(const MpfrReal& number, Format format) {
+  const MpfrReal one(2, 1.0);
+  return round_quotient(number.get(), one.get(), format);
+}
 
 /// The exact value; the precision is what the number needs.
 inline MpfrReal exact_real(const exact::Dyadic& x) {
