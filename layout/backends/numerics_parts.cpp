@@ -47,7 +47,9 @@ Numerics numerics(const NumericsRequest& request, std::string_view backend, Form
   const ActivationForm form = request.activation.form;
   if (form != ActivationForm::swiglu && form != ActivationForm::silu_clamp_after &&
       form != ActivationForm::relu2) {
-    refuse_replay(request, backend, "its kernel for this activation was not measured");
+    refuse_replay(request, backend,
+                  "the kernel of this activation (another than Swiglu, SwigluBias, SwigluStep or "
+                  "Relu2) was not measured");
   }
   Numerics numerics = bf16_stages();
   numerics.rows = RowOrder::by_expert;

@@ -29,7 +29,8 @@ OptionInfo finalize_option();
 /// bf16 activations into the fused MoE of FlashInfer CUTLASS, and its own sums on Hopper for
 /// `operand` weights: one chain, times the expert's number, both .ftz; bias in the activation;
 /// unfused finalize, or fused with finalize=fused.
-/// Error: replay of a fused finalize for more than two slots.
+/// Error: replay of a fused finalize for more than two slots, or of an activation that was not
+/// measured.
 /// Source: flashinfer@fb28d7242b35 csrc/fused_moe/cutlass_backend/cutlass_fused_moe_kernels.cuh
 /// doActivationKernel, finalizeMoeRoutingKernel; launchers/moe_gemm_tma_ws_launcher.inl
 Numerics numerics(const NumericsRequest& request, std::string_view backend, Format operand);

@@ -23,6 +23,9 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 }
 
 Numerics numerics(const NumericsRequest& request) {
+  if (request.shape.weight_format == "f16") {
+    refuse_replay(request, "triton_bf16", "f16 weights were not measured");
+  }
   return triton::numerics(request, "triton_bf16", triton::Scales::none);
 }
 

@@ -34,7 +34,7 @@ class Case {
   Case(const std::string& checkpoint, const std::string& options, int tokens = 4)
       : checkpoint_(kModels + checkpoint) {
     const Outcome made =
-        moeref_with("golden " + checkpoint_ + " " + options + " --stages --tokens " +
+        moeref_with("golden " + checkpoint_ + " " + options + " --stages --threads 1 --tokens " +
                     std::to_string(tokens) + " -o " + (folder_ / "golden").string());
     EXPECT_EQ(made.code, 0) << made.error;
     golden_ = fs::directory_iterator(folder_ / "golden")->path().string();
@@ -87,7 +87,7 @@ class Case {
       if (only.empty() || only.contains(view.name)) views.push_back(view);
     }
     write_safetensors(actual, views, {});
-    return moeref_with("check " + actual + " " + golden_ + " " + options);
+    return moeref_with("check " + actual + " " + golden_ + " --threads 1 " + options);
   }
   json report(const std::vector<Tensor>& tensors, const std::set<std::string>& only = {}) const {
     const Outcome outcome = check(tensors, "--json --checkpoint " + checkpoint_, only);

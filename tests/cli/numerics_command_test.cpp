@@ -41,7 +41,9 @@ struct Made {
 Made golden(const TempFolder& folder, const std::string& arguments) {
   const std::string out = (folder / "golden").string();
   fs::remove_all(out);
-  const Outcome outcome = moeref_with("golden " + arguments + " -o " + out);
+  const bool any = arguments.find("--threads") == std::string::npos;
+  const Outcome outcome =
+      moeref_with("golden " + arguments + (any ? " --threads 1 -o " : " -o ") + out);
   EXPECT_EQ(outcome.code, 0) << arguments << "\n" << outcome.error;
   if (outcome.code != 0) return {};
   Made made;
@@ -104,8 +106,8 @@ TEST(GoldenNumerics, StoresAllThatTheyDependOn) {
 TEST(GoldenNumerics, DifferWhereTheKernelsDo) {
   const TempFolder folder;
   const auto digest = [&](const std::string& arguments) {
-    return json_of("golden " + kDeepSeek + kTriton + "--layer 1 --tokens 7 " + arguments + " -o " +
-                   (folder / "g").string())[0]["final_sha256"]
+    return json_of("golden " + kDeepSeek + kTriton + "--layer 1 --tokens 7 --threads 1 " +
+                   arguments + " -o " + (folder / "g").string())[0]["final_sha256"]
         .get<std::string>();
   };
   const std::string reference = digest("");
@@ -132,7 +134,8 @@ TEST(RunNumerics, RunGoldenFilesAgain) {
         kNemotron + " --backend flashinfer_cutlass_fp8 --layer 1 --tokens 3 --numerics replay"}) {
     const std::string checkpoint = arguments.substr(0, arguments.find(' '));
     const Made made = golden(folder, arguments);
-    const std::string again = "run " + made.file.string() + " --checkpoint " + checkpoint;
+    const std::string again =
+        "run " + made.file.string() + " --threads 1 --checkpoint " + checkpoint;
     const Outcome outcome = moeref_with(again);
     EXPECT_EQ(outcome.code, 0) << arguments << "\n" << outcome.error;
     EXPECT_THAT(outcome.out, HasSubstr(", equal to the golden file"));
@@ -271,7 +274,7 @@ TEST(Numerics, OfAllBackendsLeaveOutThoseThatHaveNone) {
     fs::remove_all(out);
     std::vector<std::string> backends;
     for (const json& report :
-         json_of("golden " + arguments + " --tokens 1 --backend '*' -o " + out)) {
+         json_of("golden " + arguments + " --tokens 1 --threads 1 --backend '*' -o " + out)) {
       backends.push_back(report["params"]["backend"]);
     }
     return backends;

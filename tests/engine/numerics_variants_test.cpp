@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -128,6 +130,69 @@ TEST_P(BackendNumerics, EqualTheJudgeForParametersOfEveryExpert) {
   // The second half of the experts.
   wanted.rank = {.ep_rank = 1, .ep_size = 2};
   judged(wanted);
+}
+
+/// The stages of a run by name.
+std::map<std::string, Tensor> stages_of(const ForwardResult& result) {
+  std::map<std::string, Tensor> stages;
+  for (const Stage& stage : result.stages) stages.emplace(stage.name, stage.tensor);
+  return stages;
+}
+
+// Other kernels compute the shared expert and the projections, and nobody replays those.
+TEST_P(BackendNumerics, ComputeTheSharedExpertAndProjectionsAlikeInReplay) {
+  if (backend().replay.evidence == ReplayEvidence::none) GTEST_SKIP() << "no replay";
+  LayerRequest wanted = usual();
+  wanted.latent = true;
+  wanted.shared = true;
+  BackendCase made = make_case(backend(), wanted);
+  const auto exact = stages_of(made.run());
+  made.request.level = NumericsLevel::replay;
+  const auto replayed = stages_of(made.run());
+  ASSERT_EQ(exact.size(), replayed.size());
+  for (const char* name : {"fc1", "shared_gemm1", "shared_act", "shared_gemm2"}) {
+    EXPECT_EQ(exact.at(name).bytes, replayed.at(name).bytes) << name;
+  }
+  // The last projection and the sum follow from the combine alone.
+  const std::map<std::string, Tensor, std::less<>> given{{"combine", replayed.at("combine")}};
+  BackendCase joined = made;
+  joined.options.given = &given;
+  const std::vector<float> final = made.run().output;
+  joined.request.level = NumericsLevel::backend;
+  EXPECT_EQ(joined.run().output, final);
+}
+
+// Rows of slots without an expert here are +0 in every level.
+TEST_P(BackendNumerics, LeaveZerosWhereASlotHasNoExpert) {
+  for (const NumericsLevel level : {NumericsLevel::backend, NumericsLevel::replay}) {
+    if (level == NumericsLevel::replay && backend().replay.evidence == ReplayEvidence::none) break;
+    BackendCase made = make_case(backend(), usual());
+    if (made.numerics().rows == RowOrder::by_expert) break;
+    made.request.level = level;
+    ASSERT_EQ(made.route.ids[3], -1);
+    const auto stages = stages_of(made.run());
+    for (const char* name : {"gemm1", "act", "gemm2"}) {
+      const Tensor& stage = stages.at(name);
+      const std::size_t row = stage.bytes.size() / made.route.ids.size();
+      EXPECT_TRUE(std::all_of(stage.bytes.begin() + static_cast<std::ptrdiff_t>(3 * row),
+                              stage.bytes.begin() + static_cast<std::ptrdiff_t>(4 * row),
+                              [](std::byte byte) { return byte == std::byte{0}; }))
+          << name;
+    }
+  }
+}
+
+TEST_P(BackendNumerics, RefuseHiddenStatesOfAnotherType) {
+  if (backend().name == "reference") GTEST_SKIP() << "takes any";
+  const BackendCase made = make_case(backend(), usual());
+  const std::vector<float> wide(static_cast<std::size_t>(4 * made.hidden.cols), 1.0f);
+  ScaledMatrix hidden = made.hidden.matrix();
+  hidden.codes.data = reinterpret_cast<const std::byte*>(wide.data());
+  hidden.codes.format = Format::f32;
+  const std::string message = error_of([&] {
+    forward(made.kernel, hidden, made.route, made.numerics(), made.request.level, made.options);
+  });
+  EXPECT_EQ(message, "hidden_states: is f32; the backend's kernels take bf16 hidden states");
 }
 
 TEST(NumericsOfOneScalePerExpert, EqualTheJudge) {

@@ -6,6 +6,7 @@
 #define example_bf16 example_bf16_of_the_test
 
 // README: begin
+#include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
 
@@ -28,6 +29,8 @@ extern const Backend example_bf16{
     .formats = {"bf16"},
     .rules = {{"hidden", 32, "", "the shuffle moves rows inside blocks of 32"}},
     .recipe = example_recipe,
+    .numerics = [](const NumericsRequest&) { return bf16_stages(); },
+    .replay = {ReplayEvidence::none, "nobody has measured it"},
 };
 
 }  // namespace moeref::backends

@@ -134,6 +134,39 @@ TEST(KernelOptions, AreRefusedWhereTheKernelHasNone) {
   }
 }
 
+TEST(Replay, IsRefusedForActivationsThatWereNotMeasured) {
+  for (const Backend* backend : all_backends()) {
+    if (backend->replay.evidence == ReplayEvidence::none) continue;
+    NumericsRequest request = usual(*backend);
+    for (const ActivationForm form :
+         {ActivationForm::geglu_erf, ActivationForm::geglu_tanh, ActivationForm::silu,
+          ActivationForm::gelu_erf, ActivationForm::gelu_tanh}) {
+      request.activation.form = form;
+      request.level = NumericsLevel::replay;
+      const std::string message = error_of([&] { numerics_for(*backend, request); });
+      EXPECT_EQ(message.find(std::string(backend->name) + ": cannot be replayed: the kernel of"),
+                0u)
+          << message;
+      EXPECT_NE(message.find("take --numerics backend"), std::string::npos) << message;
+      request.level = NumericsLevel::backend;
+      EXPECT_EQ(error_of([&] { numerics_for(*backend, request); }), "no error");
+    }
+  }
+}
+
+TEST(Replay, IsRefusedForWeightsThatWereNotMeasured) {
+  const Backend& backend = find_backend("triton_bf16");
+  NumericsRequest request = usual(backend);
+  request.level = NumericsLevel::replay;
+  request.shape.weight_format = "bf16";
+  EXPECT_EQ(error_of([&] { numerics_for(backend, request); }), "no error");
+  request.shape.weight_format = "f16";
+  EXPECT_NE(error_of([&] {
+              numerics_for(backend, request);
+            }).find("f16 weights were not measured; take --numerics backend"),
+            std::string::npos);
+}
+
 TEST(KernelOptions, RefuseAFusedFinalizeOfMoreThanTwoSlotsInReplay) {
   for (const std::string_view name : {"flashinfer_cutlass_fp8", "flashinfer_cutlass_bf16"}) {
     const Backend& backend = find_backend(name);
