@@ -68,8 +68,10 @@ TEST(GoldenNumerics, NamesFilesByLevelAndKernel) {
             model + "flashinfer_sm90_mxfp4_t2_s0_replay.safetensors");
   EXPECT_EQ(name(kSm90 + "--numerics replay --kernel tile_k=128 --scale-in-combine --ep 1/2"),
             model + "flashinfer_sm90_mxfp4_t2_s0_replay_tile_k=128_scaled_ep1of2.safetensors");
-  EXPECT_EQ(name(kSm90 + "--numerics backend --option layout=v1 --output f32"),
-            model + "flashinfer_sm90_mxfp4_layout=v1_t2_s0_backend_f32.safetensors");
+  EXPECT_EQ(name(kSm90 + "--numerics backend --option layout=v1"),
+            model + "flashinfer_sm90_mxfp4_layout=v1_t2_s0_backend.safetensors");
+  EXPECT_EQ(name(kSm90 + "--option layout=v1 --output f32"),
+            model + "flashinfer_sm90_mxfp4_layout=v1_t2_s0_f32.safetensors");
 }
 
 TEST(GoldenNumerics, StoresAllThatTheyDependOn) {
@@ -199,6 +201,8 @@ TEST(Numerics, RefuseWhatDoesNotGoTogether) {
                  {"--numerics", "'exact'", "reference, backend or replay"});
   expect_refused(run + kSm90 + "--numerics backend --kernel BLOCK_SIZE_M=16",
                  {"flashinfer_sm90_mxfp4 --kernel", "BLOCK_SIZE_M=16", "tile_k"});
+  expect_refused(run + kSm90 + "--numerics backend --output f32",
+                 {"--output", "f32", "--numerics reference"});
   expect_refused(run + kSm90 + "--numerics backend --kernel tile_k=64", {"tile_k", "64", "128"});
   expect_refused(run + " --backend marlin_mxfp4 --numerics backend --kernel tile_k=128",
                  {"marlin_mxfp4 --kernel", "tile_k=128"});
