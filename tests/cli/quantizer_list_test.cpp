@@ -150,7 +150,8 @@ TEST(LayoutList, TellsTheQuantizersOfActivations) {
     }
   }
   EXPECT_GT(known, all_backends().size() / 2);
-  expect_told(told("layout list " + kTrtllm), "Activations input flashinfer_nvfp4, scale 1 / a1");
+  expect_told(told("layout list " + kTrtllm),
+              "Activations input flashinfer_nvfp4, scale w13_input_scale_quant");
 }
 
 }  // namespace
