@@ -166,11 +166,29 @@ void print_summary(const Checkpoint& checkpoint, const std::vector<Written>& cas
   fmt::print("{} golden file{} in {:.2f} s\n", cases.size(), cases.size() == 1 ? "" : "s", seconds);
 }
 
-void make_folder(const fs::path& folder) {
-  std::error_code status;
-  fs::create_directories(folder, status);
-  if (status) fail(folder.string(), "cannot be created ({}); choose another -o", status.message());
-}
+/// The folder of -o and what leads to it; those that it made and that stay empty go again.
+class OutputFolder {
+ public:
+  explicit OutputFolder(const fs::path& folder) {
+    std::error_code status;
+    for (fs::path at = fs::absolute(folder).lexically_normal(); !fs::exists(at, status);
+         at = at.parent_path()) {
+      made_.push_back(at);
+    }
+    fs::create_directories(folder, status);
+    if (status)
+      fail(folder.string(), "cannot be created ({}); choose another -o", status.message());
+  }
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+  ~OutputFolder() {
+    std::error_code not_empty;
+    for (const fs::path& folder : made_) fs::remove(folder, not_empty);
+  }
+
+ private:
+  std::vector<fs::path> made_;  ///< the deepest first
+};
 
 /// The layer as the backend prepares it; nothing if neither weights nor the backend's numerics are
 /// asked for. Error: the backend does not take the layer.
@@ -262,7 +280,6 @@ void write_layer(const Arguments& arguments, const GlobalOptions& global,
             ? random_layer_inputs(count, layer.hidden, arguments.seed, vocabulary)
             : read_layer_inputs(arguments.hidden, layer.hidden);
     if (arguments.bounds) check_boundable(inputs);
-    make_folder(folder);
     std::optional<ComputedCase> computed;
     std::vector<Tensor> bounds;
     for (const Preparation& preparation : preparations) {
@@ -314,6 +331,7 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
     if (layers.size() == 1) break;
     prepare_all(arguments, chosen, checkpoint.load_layer(index), options.shard);
   }
+  const OutputFolder folder(arguments.folder);
   std::vector<Written> cases;
   MoeLayer layer;
   for (const std::int64_t index : layers) {

@@ -195,8 +195,7 @@ void add_sglang_jit(std::vector<RoutingKernel>& table) {
   kernel.name = "sglang_jit_sqrtsoftplus_gate_small";
   kernel.summary =
       "DeepSeek-V4, up to 512 tokens: shuffles that compare no indices, so that of equal values "
-      "the "
-      "warp and lane with the lowest reversed bits win";
+      "the warp and lane with the lowest reversed bits win";
   kernel.source =
       "1am9trash/sglang@a02edf4ec5a2 python/sglang/jit_kernel/csrc/moe/moe_fused_gate.cuh "
       "moe_fused_gate_kernel_small_token";

@@ -19,7 +19,7 @@ struct RoundingModel {
   int significant_bits;  ///< 24 or 53
   double unit;           ///< relative error of one operation: 2^-24 or 2^-53
   double tiny;  ///< absolute error of an operation whose result underflows: the smallest subnormal
-  double library;         ///< relative error of exp, log1p, tanh, erf: 4 ulp are at most 8 units
+  double function_error;  ///< relative error of exp, log1p, tanh, erf: 4 ulp are at most 8 units
   double largest;         ///< largest finite number
   bool single_functions;  ///< sigmoid, softplus, ... are rounded once as a whole, not operation by
                           ///< operation
@@ -33,7 +33,7 @@ struct RoundingModel {
   /// Error of one library function whose exact result is at most `magnitude`.
   double round_library(double magnitude) const {
     if (magnitude >= largest) return std::numeric_limits<double>::infinity();
-    return magnitude * library + 4.0 * tiny;
+    return magnitude * function_error + 4.0 * tiny;
   }
   /// Whether this arithmetic has a number for `value`, so that an operation with this exact result
   /// does not round.

@@ -42,9 +42,9 @@ struct SigmoidAround {
   double rounding(const RoundingModel& model) const {
     if (model.single_functions) return model.round(value_above);
     // Where exp(-x) may overflow the quotient may be 0.
-    const bool overflows = value * model.largest <= (1.0 + 4.0 * model.library) * reach;
-    const double relative = overflows ? 1.0 : rest_above * model.library + 2.0 * model.unit;
-    return value_above * relative * (1.0 + 4.0 * model.library) + 6.0 * model.tiny;
+    const bool overflows = value * model.largest <= (1.0 + 4.0 * model.function_error) * reach;
+    const double relative = overflows ? 1.0 : rest_above * model.function_error + 2.0 * model.unit;
+    return value_above * relative * (1.0 + 4.0 * model.function_error) + 6.0 * model.tiny;
   }
 };
 
@@ -146,8 +146,9 @@ Bounded softplus(const Arithmetic& arithmetic, const Bounded& x) {
     }
     if (x.value - distance <= kSoftplusThreshold) {  // exp and log1p, each by the library
       const double above = value + moved;
-      total += (around.value_above + above) * model.library * (1.0 + 4.0 * model.library) +
-               8.0 * model.tiny;
+      total +=
+          (around.value_above + above) * model.function_error * (1.0 + 4.0 * model.function_error) +
+          8.0 * model.tiny;
     }
     return total;
   });
@@ -187,7 +188,7 @@ Bounded gelu_erf(const Arithmetic& arithmetic, const Bounded& x) {
     // of x's error.
     const double t_above = std::fabs(t) + distance;
     const double erf_slope = std::min(kTwoOverSqrtPi, 2.0 * density + 0.97 * distance);
-    const double erf_error = erf_slope * t_above * 2.0 * model.unit + model.library;
+    const double erf_error = erf_slope * t_above * 2.0 * model.unit + model.function_error;
     const double sum_above = std::min(2.0, twice_cdf.hi + kTwoOverSqrtPi * distance);
     const double sum_error = erf_error + model.round(sum_above + erf_error);
     return moved + 0.5 * (x_above * sum_error + model.round(x_above * (sum_above + sum_error))) +

@@ -111,6 +111,11 @@ Numerics numerics(const NumericsRequest& request, std::string_view backend) {
   refuse_replay(request, backend,
                 "its kernels split K over warps and blocks by the size of the device; nobody has "
                 "measured their order");
+  if (request.options.is("params", "f16")) {
+    fail(backend,
+         "params=f16 takes f16 hidden states; --numerics backend knows the stages of bf16 ones, "
+         "take params=bf16 or --numerics reference");
+  }
   Numerics numerics = bf16_stages();
   numerics.activation.is_parametric = request.parametric();
   numerics.activation.rounds_silu = request.parametric();

@@ -72,6 +72,7 @@ Numerics numerics(const NumericsRequest& request, std::string_view backend, Scal
 namespace marlin {
 
 /// bf16 activations, f32 sums; weights rounded to bf16 multiply rounded rows.
+/// Error: the option params=f16.
 /// Source: sglang@027f557af100 fused_marlin_moe.py
 Numerics numerics(const NumericsRequest& request, std::string_view backend);
 

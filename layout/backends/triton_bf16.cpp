@@ -1,6 +1,7 @@
 #include "layout/backends/numerics_parts.hpp"
 #include "layout/backends/readings.hpp"
 #include "layout/backends/recipe_parts.hpp"
+#include "quant/error.hpp"
 
 namespace moeref::backends {
 namespace {
@@ -24,7 +25,10 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
 
 Numerics numerics(const NumericsRequest& request) {
   if (request.shape.weight_format == "f16") {
-    refuse_replay(request, "triton_bf16", "f16 weights were not measured");
+    fail("triton_bf16",
+         "multiplies f16 weights with f16 hidden states, whose rounding points nobody has "
+         "described; "
+         "take bf16 weights or --numerics reference");
   }
   return triton::numerics(request, "triton_bf16", triton::Scales::none);
 }

@@ -226,6 +226,19 @@ TEST(Numerics, RefuseWhatDoesNotGoTogether) {
             0);
 }
 
+TEST(GoldenNumerics, LeaveNoEmptyFolderBehindARefusal) {
+  const TempFolder folder;
+  const std::string golden =
+      "golden " + kNemotron + " --tokens 1 --backend flashinfer_cutlass_fp8 --numerics replay ";
+  expect_refused(golden + "--kernel finalize=fused -o " + (folder / "a/b").string(),
+                 {"finalize=fused adds 3 slots"});
+  EXPECT_THAT(folder.names(), ::testing::IsEmpty());
+  fs::create_directory(folder / "mine");
+  expect_refused(golden + "--kernel finalize=fused -o " + (folder / "mine").string(),
+                 {"finalize=fused adds 3 slots"});
+  EXPECT_THAT(folder.names(), ::testing::ElementsAre("mine"));
+}
+
 TEST(Numerics, RefuseAFusedFinalizeOfFourSlots) {
   const TempFolder folder;
   const std::vector<std::uint16_t> zeros(2 * 128, 0x3F80);

@@ -22,36 +22,8 @@ constexpr mpfr_prec_t kBits = 6000;
 /// Sums of products of two codes of up to 24 bits, 2^-298 .. 2^256, 2^20 of them.
 constexpr mpfr_prec_t kSegmentBits = 704;
 
-struct Layout {
-  int exponent_bits;
-  int fraction_bits;
-  int bias;
-};
-
-Layout layout_of(Format format) {
-  switch (format) {
-    case Format::e4m3:
-    case Format::ue4m3:
-      return {4, 3, 7};
-    case Format::e4m3fnuz:
-      return {4, 3, 8};
-    case Format::e5m2:
-      return {5, 2, 15};
-    case Format::e5m2fnuz:
-      return {5, 2, 16};
-    case Format::e2m1:
-      return {2, 1, 1};
-    case Format::bf16:
-      return {8, 7, 127};
-    case Format::f16:
-      return {5, 10, 15};
-    default:
-      return {8, 23, 127};
-  }
-}
-
 /// NaN and infinities; nothing for codes that are numbers.
-std::optional<double> special_value(Format format, const Layout& layout, std::uint32_t code) {
+std::optional<double> special_value(Format format, const FloatLayout& layout, std::uint32_t code) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const int bits = layout.exponent_bits + layout.fraction_bits;
   const std::uint32_t size = code & ((1u << bits) - 1);
@@ -117,11 +89,35 @@ double scale(const ScaledMatrix& m, std::int64_t row, std::int64_t col) {
 
 }  // namespace
 
+FloatLayout layout_of(Format format) {
+  switch (format) {
+    case Format::e4m3:
+    case Format::ue4m3:
+      return {4, 3, 7};
+    case Format::e4m3fnuz:
+      return {4, 3, 8};
+    case Format::e5m2:
+      return {5, 2, 15};
+    case Format::e5m2fnuz:
+      return {5, 2, 16};
+    case Format::e2m1:
+      return {2, 1, 1};
+    case Format::e8m0:
+      return {8, 0, 127};
+    case Format::bf16:
+      return {8, 7, 127};
+    case Format::f16:
+      return {5, 10, 15};
+    default:
+      return {8, 23, 127};
+  }
+}
+
 double decode_by_formula(Format format, std::uint32_t code) {
   if (format == Format::e8m0) {
     return code == 255 ? std::nan("") : std::ldexp(1.0, static_cast<int>(code) - 127);
   }
-  const Layout layout = layout_of(format);
+  const FloatLayout layout = layout_of(format);
   if (const std::optional<double> special = special_value(format, layout, code)) return *special;
   const auto fraction = static_cast<int>(code & ((1u << layout.fraction_bits) - 1));
   const auto exponent =

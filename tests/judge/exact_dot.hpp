@@ -32,6 +32,14 @@ class ExactSum {
   Numbers* numbers_;
 };
 
+/// Bits of a code's fields; the field e stands for 2^(e - bias).
+struct FloatLayout {
+  int exponent_bits;
+  int fraction_bits;
+  int bias;
+};
+FloatLayout layout_of(Format format);
+
 /// Value of a code, computed from sign, exponent and significand; NaN and infinities as f64's.
 double decode_by_formula(Format format, std::uint32_t code);
 

@@ -6,6 +6,7 @@
 #include <bit>
 #include <limits>
 
+#include "tests/judge/exact_dot.hpp"
 #include "tests/judge/mpfr_real.hpp"
 
 namespace moeref::judge {
@@ -15,36 +16,6 @@ constexpr std::uint32_t kNvidiaHalfNan = 0x7FFFu;
 constexpr Grid kF16Nearest{10, -14, 16};
 // Any sum of an f32 and a product of two.
 constexpr mpfr_prec_t kExact = 700;
-
-struct Layout {
-  int exponent_bits;
-  int fraction_bits;
-  int bias;
-};
-
-Layout layout_of(Format format) {
-  switch (format) {
-    case Format::bf16:
-      return {8, 7, 127};
-    case Format::f16:
-      return {5, 10, 15};
-    case Format::e4m3:
-    case Format::ue4m3:
-      return {4, 3, 7};
-    case Format::e5m2:
-      return {5, 2, 15};
-    case Format::e4m3fnuz:
-      return {4, 3, 8};
-    case Format::e5m2fnuz:
-      return {5, 2, 16};
-    case Format::e2m1:
-      return {2, 1, 1};
-    case Format::e8m0:
-      return {8, 0, 127};
-    default:
-      return {8, 23, 127};
-  }
-}
 
 bool is_ieee(Format format) {
   return format == Format::bf16 || format == Format::f16 || format == Format::e5m2 ||
@@ -81,7 +52,7 @@ std::uint32_t half_bits(double value) {
 double power_of_two(int exponent) { return std::ldexp(1.0, exponent); }
 
 Number decoded(Format format, std::uint32_t code) {
-  const Layout layout = layout_of(format);
+  const FloatLayout layout = layout_of(format);
   if (format == Format::ue4m3) code &= 0x7Fu;
   const std::uint32_t fraction = code & ((1u << layout.fraction_bits) - 1u);
   const std::uint32_t last = (1u << layout.exponent_bits) - 1u;

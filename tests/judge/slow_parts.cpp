@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "quant/formats.hpp"
 #include "tests/judge/exact_dot.hpp"
 
 namespace moeref::judge {
@@ -25,26 +26,6 @@ std::uint16_t f16_code(float value) {
   if (std::isnan(value)) return 0x7E00;
   if (value == 0.0f) return std::signbit(value) ? 0x8000 : 0;
   return codes.at(value);
-}
-
-DType dtype_of(Format format) {
-  switch (format) {
-    case Format::e4m3:
-    case Format::ue4m3:
-      return DType::f8_e4m3;
-    case Format::e4m3fnuz:
-      return DType::f8_e4m3fnuz;
-    case Format::e8m0:
-      return DType::f8_e8m0;
-    case Format::bf16:
-      return DType::bf16;
-    case Format::f16:
-      return DType::f16;
-    case Format::e2m1:
-      return DType::u8;
-    default:
-      return DType::f32;
-  }
 }
 
 std::int64_t code_columns(const Quantized& codes) {
@@ -179,30 +160,30 @@ StageKeeper::StageKeeper(const Route& route, RowOrder order, std::int64_t first_
 }
 
 void StageKeeper::keep(const Matrix& matrix) {
-  add(matrix.name, dtype_of(matrix.format), {matrix.rows, matrix.cols}, matrix.bytes());
+  add(matrix.name, stored_dtype(matrix.format), {matrix.rows, matrix.cols}, matrix.bytes());
 }
 
 void StageKeeper::keep_codes(const std::string& name, const Quantized& codes) {
-  add(name, dtype_of(codes.form.codes), {codes.rows, code_columns(codes)}, codes.codes);
+  add(name, stored_dtype(codes.form.codes), {codes.rows, code_columns(codes)}, codes.codes);
 }
 
 void StageKeeper::keep_scales(const std::string& name, const Operand& operand) {
   const Quantized& codes = *operand.codes;
   Shape shape{codes.row_blocks, codes.col_blocks};
   if (operand.one_scale) shape = {1};
-  add(name, dtype_of(codes.form.scales), std::move(shape), codes.scales);
+  add(name, stored_dtype(codes.form.scales), std::move(shape), codes.scales);
 }
 
 void StageKeeper::keep_slots(const Matrix& matrix) {
-  add_slots(matrix.name, dtype_of(matrix.format), matrix.cols, matrix.bytes());
+  add_slots(matrix.name, stored_dtype(matrix.format), matrix.cols, matrix.bytes());
 }
 
 void StageKeeper::keep_slot_codes(const std::string& name, const Quantized& codes) {
-  add_slots(name, dtype_of(codes.form.codes), code_columns(codes), codes.codes);
+  add_slots(name, stored_dtype(codes.form.codes), code_columns(codes), codes.codes);
 }
 
 void StageKeeper::keep_slot_scales(const std::string& name, const Quantized& codes) {
-  add_slots(name, dtype_of(codes.form.scales), codes.col_blocks, codes.scales);
+  add_slots(name, stored_dtype(codes.form.scales), codes.col_blocks, codes.scales);
 }
 
 void StageKeeper::add(std::string name, DType dtype, Shape shape, std::vector<std::byte> bytes) {

@@ -154,17 +154,32 @@ TEST(Replay, IsRefusedForActivationsThatWereNotMeasured) {
   }
 }
 
-TEST(Replay, IsRefusedForWeightsThatWereNotMeasured) {
+TEST(Numerics, AreRefusedForF16Weights) {
   const Backend& backend = find_backend("triton_bf16");
   NumericsRequest request = usual(backend);
-  request.level = NumericsLevel::replay;
-  request.shape.weight_format = "bf16";
-  EXPECT_EQ(error_of([&] { numerics_for(backend, request); }), "no error");
-  request.shape.weight_format = "f16";
-  EXPECT_NE(error_of([&] {
-              numerics_for(backend, request);
-            }).find("f16 weights were not measured; take --numerics backend"),
-            std::string::npos);
+  for (const NumericsLevel level : {NumericsLevel::backend, NumericsLevel::replay}) {
+    request.level = level;
+    request.shape.weight_format = "bf16";
+    EXPECT_EQ(error_of([&] { numerics_for(backend, request); }), "no error");
+    request.shape.weight_format = "f16";
+    EXPECT_NE(error_of([&] {
+                numerics_for(backend, request);
+              }).find("take bf16 weights or --numerics reference"),
+              std::string::npos);
+  }
+}
+
+TEST(Numerics, OfMarlinAreRefusedForF16Activations) {
+  for (const std::string_view name :
+       {"marlin_mxfp4", "marlin_nvfp4", "marlin_fp8", "marlin_mxfp8"}) {
+    const Backend& backend = find_backend(name);
+    NumericsRequest request = usual(backend);
+    EXPECT_EQ(error_of([&] { numerics_for(backend, request); }), "no error");
+    const std::vector<std::string> half{"params=f16"};
+    request.options = parse_options(backend, half);
+    EXPECT_NE(error_of([&] { numerics_for(backend, request); }).find("take params=bf16"),
+              std::string::npos);
+  }
 }
 
 TEST(KernelOptions, RefuseAFusedFinalizeOfMoreThanTwoSlotsInReplay) {
