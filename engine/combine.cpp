@@ -9,6 +9,7 @@
 #include "engine/exact/rounding.hpp"
 #include "engine/kernel_rounding.hpp"
 #include "quant/dequantize.hpp"
+#include "quant/error.hpp"
 #include "quant/gpu/functions.hpp"
 #include "quant/parallel.hpp"
 
@@ -223,6 +224,13 @@ Rows combine(const CombineNumerics& numerics, NumericsLevel level, const Combine
   Rows out("combine", output, inputs.route.tokens, width);
   const bool exact = level != NumericsLevel::replay || numerics.form == CombineForm::exact;
   const OneStep step{!exact, output};
+  const bool stepwise =
+      numerics.form == CombineForm::running || numerics.form == CombineForm::atomic_add;
+  if (stepwise && numerics.scaling == ScalingPoint::in_sum) {
+    fail("combine",
+         "rounds every addition and has no sum for the routed scaling factor (in_sum); "
+         "numerics need after_sum or with_shared");
+  }
   parallel_for<Scratch>(inputs.route.tokens, threads, [&](std::int64_t token, Scratch& scratch) {
     const std::vector<SlotTerm> terms = terms_of(numerics, inputs, token);
     read_slots(inputs, terms, token, scratch);
@@ -230,7 +238,7 @@ Rows combine(const CombineNumerics& numerics, NumericsLevel level, const Combine
     scratch.out.resize(to_size(width));
     for (std::int64_t col = 0; col < width; ++col) {
       float value = 0.0f;
-      if (numerics.form == CombineForm::running || numerics.form == CombineForm::atomic_add) {
+      if (stepwise) {
         value = column.running(col, numerics.form == CombineForm::running);
       } else if (exact) {
         value = column.exact(col);

@@ -100,8 +100,10 @@ void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertV
   const LayerGemm gemm(numerics.gemm1, level, x.matrix, batch.sources, x.whole_scale);
   std::vector<float> scales = selected(x.row_scales, batch.sources);
   GemmArguments arguments;
-  if (numerics.router_weight == WeightPoint::input)
-    scales.assign(batch.weights.begin(), batch.weights.end());
+  if (numerics.router_weight == WeightPoint::input) {
+    scales.resize(batch.weights.size(), 1.0f);
+    for (std::size_t i = 0; i < scales.size(); ++i) scales[i] *= batch.weights[i];
+  }
   if (numerics.router_weight == WeightPoint::gemm1) arguments.row_weights = batch.weights;
   arguments.row_scales = scales;
   const auto multiply = [&](const ScaledMatrix& weight, const ScaledMatrix& bias, float factor) {

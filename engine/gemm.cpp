@@ -236,9 +236,8 @@ class PanelJob {
   }
 
   /// NaN, +inf or -inf as the IEEE sum of the whole products has it, all factors of a product
-  /// included. Products of finite factors are finite and non-zero unless a factor is zero (eight
-  /// f32-range factors stay inside the f64 range), so the operands alone decide, and no order
-  /// matters.
+  /// included. As long as products of finite factors stay inside the f64 range (eight factors
+  /// near the end of f32's do not), the operands alone decide, and no order matters.
   float class_of_ieee_sum(std::int64_t i, std::int64_t j, double factor, double bias, double weight,
                           double residual) const {
     const double x_factor =

@@ -6,6 +6,7 @@
 #include "engine/exact/rounding.hpp"
 #include "engine/kernel_rounding.hpp"
 #include "quant/dequantize.hpp"
+#include "quant/error.hpp"
 #include "quant/gpu/functions.hpp"
 
 namespace moeref {
@@ -93,6 +94,9 @@ void LayerGemm::run_exact(const ScaledMatrix& weight, const GemmArguments& argum
 
 void LayerGemm::run_replay(const ScaledMatrix& weight, const GemmArguments& arguments, float* out,
                            std::int64_t stride, int threads) const {
+  if (!arguments.row_scales.empty()) {
+    fail(weight.name, "cannot be replayed with scales of rows apart from its operand's");
+  }
   accumulate::run_mainloop(numerics_.mainloop, std::get<accumulate::MainloopInput>(input_), weight,
                            out, stride, threads);
   const Epilogue op{numerics_.flushes};

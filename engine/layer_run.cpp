@@ -245,8 +245,9 @@ std::optional<Tensor> LayerRun::given(std::string_view name, const Tensor& compu
     stage = &widened;
   }
   if (stage->dtype != computed.dtype || stage->bytes.size() != computed.bytes.size()) {
-    fail(found->second.name, "is {} {}, the stage is {} {}", moeref::name(found->second.dtype),
-         to_string(found->second.shape), moeref::name(computed.dtype), to_string(computed.shape));
+    fail(found->second.name, "is {} {}, the stage is {} {}; dump it in that type and shape",
+         moeref::name(found->second.dtype), to_string(found->second.shape),
+         moeref::name(computed.dtype), to_string(computed.shape));
   }
   return *stage;
 }
@@ -257,6 +258,7 @@ std::optional<Tensor> LayerRun::given_slots(std::string_view name, const Tensor&
   Tensor sorted = computed;
   const std::size_t row_bytes = computed.bytes.size() / to_size(std::max<std::int64_t>(slots(), 1));
   sorted.bytes.resize(expert_order_.size() * row_bytes);
+  sorted.shape = {std::ssize(expert_order_), computed.shape.back()};
   std::optional<Tensor> rows = given(name, sorted);
   if (!rows) return std::nullopt;
   Tensor result = computed;

@@ -39,6 +39,7 @@ Rows::Rows(std::string name, Format format, std::int64_t rows, std::int64_t cols
 
 void Rows::put(std::int64_t row, std::int64_t first_col, std::span<const float> values,
                std::int64_t stride) {
+  if (values.empty()) return;
   const std::int64_t bytes = info(format_).bits / 8;
   std::byte* to = bytes_.data() + (row * cols_ + first_col) * bytes;
   if (format_ == Format::f32 && stride == 1) {
@@ -89,6 +90,12 @@ ValueMatrix Rows::values() const { return {name_, format_, rows_, cols_, bytes_}
 Tensor Rows::tensor(std::string name, Shape shape) const {
   assert(element_count(shape) == rows_ * cols_);
   return {std::move(name), stored_dtype(format_), std::move(shape), bytes_};
+}
+
+Tensor stored_tensor(std::string name, Format format, Shape shape, std::span<const float> values) {
+  Rows rows(name, format, 1, std::ssize(values));
+  rows.put(0, 0, values);
+  return rows.tensor(std::move(name), std::move(shape));
 }
 
 }  // namespace moeref

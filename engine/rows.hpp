@@ -47,4 +47,7 @@ class Rows {
   std::vector<std::byte> bytes_;
 };
 
+/// Numbers on the grid of f32, bf16 or f16 as a tensor of that type. NaN as Rows::put.
+Tensor stored_tensor(std::string name, Format format, Shape shape, std::span<const float> values);
+
 }  // namespace moeref

@@ -93,7 +93,7 @@ enum class CombineForm : std::uint8_t {
 
 /// Where the routed scaling factor enters.
 enum class ScalingPoint : std::uint8_t {
-  in_sum,       ///< on the sum, before its one rounding
+  in_sum,       ///< on the sum, before its one rounding; not of forms that round every addition
   after_sum,    ///< on the rounded sum, which is rounded again
   with_shared,  ///< round(shared + scaling * routed), or on the rounded sum without a shared expert
 };

@@ -46,8 +46,9 @@ struct MatrixKernels {
   void (*fused_step)(const FusedStep& step, const StepOperands& operands, float* c,
                      std::uint16_t* outside);
   /// acc[j] := the form of p[j], row, columns[j], acc[j]. `flushes`: subnormal operands and results
-  /// are zeros of their sign. Gives the columns that stay as they are because a result lay at
-  /// exactly 2^-126, where rounding before the flush has to be decided apart.
+  /// of multiplications and fma are zeros of their sign. Gives the columns that stay as they are
+  /// because a result lay at exactly 2^-126, where rounding before the flush has to be decided
+  /// apart.
   unsigned (*join)(JoinForm form, bool flushes, const float* p, float row, const float* columns,
                    float* acc);
   /// out[i] = the power of two of values[i], at least `smallest`, 0 for a zero, infinity for NaN

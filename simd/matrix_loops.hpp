@@ -43,7 +43,7 @@ unsigned join_columns(const float* p, float row, const float* columns, float* ac
     float c = acc[j];
     float s = row;
     unsigned doubt = 0;
-    if (kFlushes) {
+    if (kFlushes && kForm != add) {
       a = join_flushed(a);
       b = join_flushed(b);
       c = join_flushed(c);

@@ -85,6 +85,7 @@ Numerics numerics(const NumericsRequest& request) {
   if (request.kernel.is("finalize", "fused")) {
     numerics.router_weight = WeightPoint::gemm2;
     numerics.combine.form = CombineForm::atomic_add;
+    numerics.combine.scaling = ScalingPoint::after_sum;
   }
   return numerics;
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -10,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "quant/error.hpp"
 #include "tests/engine/combine_slots.hpp"
 #include "tests/judge/exact_dot.hpp"
 
@@ -32,6 +34,31 @@ using testing::of_token;
 using testing::Slots;
 using testing::value_of;
 using testing::Values;
+
+constexpr std::array kForms{CombineForm::exact,   CombineForm::weighted_fma,
+                            CombineForm::sum,     CombineForm::folded_sum,
+                            CombineForm::running, CombineForm::atomic_add};
+
+/// Forms that round every addition have no sum to scale.
+bool allows(CombineForm form, ScalingPoint point) {
+  const bool stepwise = form == CombineForm::running || form == CombineForm::atomic_add;
+  return !stepwise || point != ScalingPoint::in_sum;
+}
+
+TEST(Combine, RefusesToScaleTheSumOfFormsThatRoundEveryAddition) {
+  Slots slots;
+  fill(slots, 1, 2, Values::usual, false, 9);
+  int refused = 0;
+  for (const CombineForm form : kForms) {
+    const CombineNumerics numerics{.form = form};
+    if (allows(form, numerics.scaling)) continue;
+    ++refused;
+    for (const NumericsLevel level : {NumericsLevel::backend, NumericsLevel::replay}) {
+      EXPECT_THROW(slots.combined(numerics, level, Format::bf16, 2.5f), Error);
+    }
+  }
+  EXPECT_EQ(refused, 2);
+}
 
 TEST(Combine, RoundsEachStepOfARunningSum) {
   for (const Format output : {Format::bf16, Format::f16, Format::f32}) {
@@ -101,8 +128,8 @@ TEST(Combine, ArrivalOrderOfThreeAtomicsShows) {
     for (std::size_t k = 0; k < 3; ++k) {
       std::fill_n(slots.y.begin() + static_cast<std::ptrdiff_t>(k * at(kWidth)), kWidth, y[k]);
     }
-    return slots.combined({.form = CombineForm::atomic_add}, NumericsLevel::backend, Format::bf16,
-                          1.0f, WeightPoint::gemm2)[0];
+    return slots.combined({.form = CombineForm::atomic_add, .scaling = ScalingPoint::after_sum},
+                          NumericsLevel::backend, Format::bf16, 1.0f, WeightPoint::gemm2)[0];
   };
   EXPECT_EQ(with({256.0f, 1.0f, -256.0f}), 0.0f);
   EXPECT_EQ(with({256.0f, -256.0f, 1.0f}), 1.0f);
@@ -168,15 +195,14 @@ TEST(Combine, RoundsTheScaledSumOnceAtLevelBackend) {
 }
 
 TEST(Combine, GivesPlusZeroWhereNoSlotHasAnExpert) {
-  for (const CombineForm form :
-       {CombineForm::exact, CombineForm::weighted_fma, CombineForm::sum, CombineForm::folded_sum,
-        CombineForm::running, CombineForm::atomic_add}) {
+  for (const CombineForm form : kForms) {
     for (const NumericsLevel level : {NumericsLevel::backend, NumericsLevel::replay}) {
       Slots slots;
       fill(slots, 2, 3, Values::usual, false, 5);
       slots.route.ids = {-1, 0, 1, 18, -1, -1};  // other ranks' experts among them
       std::fill(slots.y.begin(), slots.y.end(), 0.0f);
-      for (const float value : slots.combined({.form = form}, level, Format::bf16, 2.5f)) {
+      const CombineNumerics numerics{.form = form, .scaling = ScalingPoint::after_sum};
+      for (const float value : slots.combined(numerics, level, Format::bf16, 2.5f)) {
         EXPECT_EQ(bits(value), 0u) << static_cast<int>(form);
       }
     }
@@ -184,11 +210,10 @@ TEST(Combine, GivesPlusZeroWhereNoSlotHasAnExpert) {
 }
 
 TEST(Combine, CarriesNanAndInfinity) {
-  for (const CombineForm form :
-       {CombineForm::exact, CombineForm::weighted_fma, CombineForm::sum, CombineForm::folded_sum,
-        CombineForm::running, CombineForm::atomic_add}) {
+  for (const CombineForm form : kForms) {
     for (const NumericsLevel level : {NumericsLevel::backend, NumericsLevel::replay}) {
       for (const ScalingPoint point : {ScalingPoint::in_sum, ScalingPoint::after_sum}) {
+        if (!allows(form, point)) continue;
         const std::string what =
             "form " + std::to_string(static_cast<int>(form)) + " level " + std::string(name(level));
         Slots slots;
@@ -218,11 +243,10 @@ TEST(Combine, CarriesNanAndInfinity) {
 TEST(Combine, DoesNotDependOnThreads) {
   Slots slots;
   fill(slots, 67, 9, Values::cancelling, true, 7);
-  for (const CombineForm form :
-       {CombineForm::exact, CombineForm::weighted_fma, CombineForm::sum, CombineForm::folded_sum,
-        CombineForm::running, CombineForm::atomic_add}) {
+  for (const CombineForm form : kForms) {
     for (const NumericsLevel level : {NumericsLevel::backend, NumericsLevel::replay}) {
-      const CombineNumerics numerics{.form = form, .fold_from = 3};
+      const CombineNumerics numerics{
+          .form = form, .fold_from = 3, .scaling = ScalingPoint::after_sum};
       const auto one = slots.combined(numerics, level, Format::bf16, 2.5f);
       expect_same(
           slots.combined(numerics, level, Format::bf16, 2.5f, WeightPoint::combine, Format::f32, 5),

@@ -44,7 +44,7 @@ TEST_P(EveryForm, SumsAsTheJudgeDoesInEveryPromotion) {
     for (const std::int64_t chain : kChains) {
       if (chain % testing::chunk_of(form().unit) != 0) continue;
       for (const bool flushes : {false, true}) {
-        if (flushes && (promotion == Promotion::none || promotion == Promotion::add)) continue;
+        if (flushes && promotion == Promotion::none) continue;
         const Mainloop mainloop{form().unit, chain, promotion, flushes};
         for (const Scales scales : {Scales::none, Scales::tame, Scales::wild}) {
           constexpr std::int64_t kRows[] = {1, 3, 9};

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -336,7 +337,10 @@ class Run {
             exact.add_product(weight, value_at(bias, 0, col));
           }
         }
-        if (how.scaling == ScalingPoint::in_sum) exact.multiply(options_.routed_scaling);
+        if (how.scaling == ScalingPoint::in_sum) {
+          if (steps) throw std::logic_error("no sum that is rounded once to scale");
+          exact.multiply(options_.routed_scaling);
+        }
         if (residual != nullptr) exact.add((*residual)(token, col));
         float value = steps ? running : exact.round(output);
         if (how.scaling == ScalingPoint::after_sum) {
