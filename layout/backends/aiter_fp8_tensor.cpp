@@ -79,10 +79,12 @@ Recipe recipe(const LayerShape& shape, const Options& options) {
   return recipe;
 }
 
+/// The kernel is called with per_Token and without activation scales: rows get their own.
+/// Source: sglang quantization/fp8.py maybe_apply_hip_fused_experts
 Numerics numerics(const NumericsRequest& request) {
   const std::string elements =
       request.options.is("device", "gfx942") ? "elements=e4m3fnuz" : "elements=e4m3";
-  return aiter::numerics(request, "aiter_fp8_tensor", by("aiter_torch_fp8_tensor", {elements}));
+  return aiter::numerics(request, "aiter_fp8_tensor", by("aiter_torch_fp8_token", {elements}));
 }
 
 }  // namespace

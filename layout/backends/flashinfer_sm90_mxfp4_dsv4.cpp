@@ -31,7 +31,10 @@ const Backend flashinfer_sm90_mxfp4_dsv4{
                         "K of the tactic's tile, which must divide the padded K"}},
     .numerics =
         [](const NumericsRequest& request) {
-          return sm90::numerics(request, kName, request.shape.stride, request.shape.hidden);
+          Numerics numerics =
+              sm90::numerics(request, kName, request.shape.stride, request.shape.hidden);
+          numerics.combine.scaling = ScalingPoint::with_shared;
+          return numerics;
         },
     .replay = {ReplayEvidence::measured, "6 layers on an H200, FlashInfer fb28d7242"},
 };

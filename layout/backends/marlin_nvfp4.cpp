@@ -176,7 +176,8 @@ const Backend marlin_nvfp4{
     .recipe = recipe,
     .numerics =
         [](const NumericsRequest& request) { return marlin::numerics(request, "marlin_nvfp4"); },
-    .replay = {ReplayEvidence::none, "K is split by the size of the device, not measured"},
+    .replay = {ReplayEvidence::none, "K is split by the size of the device, not measured",
+               "read from the source; the global scale is taken inside the one rounding of a sum"},
 };
 
 }  // namespace moeref::backends

@@ -1,5 +1,7 @@
 #include "layout/backends/numerics_parts.hpp"
 
+#include <utility>
+
 #include "quant/error.hpp"
 
 namespace moeref::backends {
@@ -144,6 +146,13 @@ std::vector<OptionInfo> kernel_options() {
 Numerics numerics(const NumericsRequest& request, std::string_view backend, bool ue8m0) {
   refuse_replay(request, backend,
                 "its activation, quantizer and reorder kernels were not measured as a layer");
+  constexpr std::int64_t kGroup = 128;
+  for (const auto& [size, value] : {std::pair{"hidden", request.shape.hidden},
+                                    std::pair{"intermediate", request.shape.intermediate}}) {
+    if (value % kGroup == 0) continue;
+    fail(backend, "{} is {}; its kernels quantize activations in whole groups of {}", size, value,
+         kGroup);
+  }
   Numerics numerics = bf16_stages();
   const bool masked = request.kernel.is("layout", "masked");
   const std::vector<std::string> powers =

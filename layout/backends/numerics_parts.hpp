@@ -82,6 +82,7 @@ namespace deepgemm {
 
 /// layout (masked, contiguous), combine (post_reorder, deepep).
 std::vector<OptionInfo> kernel_options();
+/// Error: sizes that are no multiples of 128.
 /// Source: sglang@007baab6e1d2 moe_runner/deep_gemm.py; sglang@006f9b3a8f77 ep_moe/kernels.py
 /// post_reorder_triton_kernel
 Numerics numerics(const NumericsRequest& request, std::string_view backend, bool ue8m0);

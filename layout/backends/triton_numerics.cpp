@@ -207,8 +207,7 @@ std::vector<OptionInfo> kernel_options() {
       {"path",
        {"sgl90", "sgl100", "triton"},
        "the pieces around the GEMMs: sgl-kernel with fast math (its SM90 library), without "
-       "(SM100), "
-       "or Triton's"},
+       "(SM100), or Triton's"},
       {"BLOCK_SIZE_M", {"N", "0"}, "of the tuned configuration; 0: SGLang's default"},
       {"BLOCK_SIZE_N", {"N", "0"}, "likewise"},
       {"BLOCK_SIZE_K", {"N", "0"}, "likewise"},
@@ -224,7 +223,7 @@ std::vector<OptionInfo> kernel_options() {
        {"auto", "compiled_sum", "sum_reduce", "eager_sum", "pair_add"},
        "auto: pair_add for up to 2 slots unscaled, compiled_sum up to 32 tokens, else sum_reduce"},
       {"combine_order",
-       {"auto", "0", "1", "2", "3", "4"},
+       {"auto", "0", "1", "2", "3", "4", "5"},
        "compiled_sum of 8 slots and more: the fold order that the autotuner took (auto: 2 for 8 "
        "slots, 3 for 9 to 16)"},
   };

@@ -285,8 +285,7 @@ BackendCase dynamic_case(const std::string& backend, NumericsLevel level) {
 
 TEST(DynamicTensorScale, TakesInEveryToken) {
   for (const auto& [backend, level] : {std::pair{"triton_fp8_tensor", NumericsLevel::replay},
-                                       std::pair{"triton_fp8_tensor", NumericsLevel::backend},
-                                       std::pair{"aiter_fp8_tensor", NumericsLevel::backend}}) {
+                                       std::pair{"triton_fp8_tensor", NumericsLevel::backend}}) {
     BackendCase made = dynamic_case(backend, level);
     const ForwardResult before = made.run();
     const auto output_of = [&](const ForwardResult& result, std::size_t token) {

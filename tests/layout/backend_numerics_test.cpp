@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <set>
@@ -5,6 +6,7 @@
 #include <string_view>
 
 #include "layout/backend.hpp"
+#include "quant/error.hpp"
 #include "quant/formats.hpp"
 #include "quant/quantize.hpp"
 #include "tests/layout/usual_numerics.hpp"
@@ -123,7 +125,7 @@ constexpr Row kRows[] = {
     {"flashinfer_sm90_mxfp4", "none", "bf16", "bf16", "none", "bf16", "combine", "f32", "fma",
      "after sum"},
     {"flashinfer_sm90_mxfp4_dsv4", "none", "bf16", "bf16", "none", "bf16", "combine", "f32", "fma",
-     "after sum"},
+     "with shared"},
     // Marlin: bf16 weights on bf16 rows; DeepSeek-V4's factor enters with the shared expert.
     {"marlin_mxfp4", "none", "bf16", "bf16", "none", "bf16", "gemm2", "bf16", "sum", "with shared"},
     {"marlin_nvfp4", "none", "bf16", "bf16", "none", "bf16", "gemm2", "bf16", "sum", "with shared"},
@@ -147,8 +149,8 @@ constexpr Row kRows[] = {
      "bf16", "combine", "bf16", "running", "after sum"},
     // aiter's open reference: bf16 after stage 1 and at the end, f32 else; the default device has
     // E4M3FNUZ.
-    {"aiter_fp8_tensor", "aiter_torch_fp8_tensor elements=e4m3fnuz", "f32", "bf16",
-     "aiter_torch_fp8_tensor elements=e4m3fnuz", "f32", "combine", "f32", "fma", "in sum"},
+    {"aiter_fp8_tensor", "aiter_torch_fp8_token elements=e4m3fnuz", "f32", "bf16",
+     "aiter_torch_fp8_token elements=e4m3fnuz", "f32", "combine", "f32", "fma", "in sum"},
     {"aiter_fp8_channel", "aiter_torch_fp8_token elements=e4m3fnuz", "f32", "bf16",
      "aiter_torch_fp8_token elements=e4m3fnuz", "f32", "combine", "f32", "fma", "in sum"},
     {"aiter_fp8_block", "aiter_hip_fp8_group elements=e4m3fnuz", "f32", "bf16",
@@ -234,6 +236,23 @@ TEST(BackendNumerics, HaveTheRestOfTheTables) {
   // 4.6: the weight multiplies the rounded row.
   EXPECT_TRUE(of("marlin_fp8").gemm2.rounds_before_weight);
   EXPECT_FALSE(of("triton_bf16").gemm2.rounds_before_weight);
+}
+
+TEST(BackendNumerics, RefuseSizesThatTheirKernelsDoNotTake) {
+  for (const char* name : {"deepgemm_fp8", "deepgemm_fp8_ue8m0", "deepgemm_fp4"}) {
+    const Backend& backend = find_backend(name);
+    for (std::int64_t LayerShape::*const size : {&LayerShape::hidden, &LayerShape::intermediate}) {
+      NumericsRequest request = usual(backend);
+      request.shape.*size = 160;
+      try {
+        numerics_for(backend, request);
+        ADD_FAILURE() << name << " takes 160";
+      } catch (const Error& refused) {
+        EXPECT_THAT(refused.what(),
+                    ::testing::AllOf(::testing::HasSubstr(name), ::testing::HasSubstr("is 160")));
+      }
+    }
+  }
 }
 
 TEST(BackendNumerics, WeighTheInputWhereAsked) {
