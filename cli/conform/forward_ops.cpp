@@ -8,6 +8,7 @@
 #include "cli/conform/crc32.hpp"
 #include "cli/conform/forward_case.hpp"
 #include "engine/combine.hpp"
+#include "engine/rows.hpp"
 #include "layout/backend.hpp"
 #include "quant/error.hpp"
 
@@ -41,14 +42,6 @@ void add_row_order(const ForwardCase& forward_case, ComputedOutputs& outputs) {
                                             {std::ssize(rows)}, rows));
 }
 
-Tensor bf16_tensor(std::string name, Shape shape, const std::vector<float>& values) {
-  std::vector<std::uint16_t> codes;
-  for (const float value : values) {
-    codes.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16));
-  }
-  return make_tensor<std::uint16_t>(std::move(name), DType::bf16, std::move(shape), codes);
-}
-
 /// With the shape of the stored output, if that has as many elements.
 Tensor reshaped(const GoldenCase& golden, const std::string& name, Tensor tensor) {
   const TensorView* stored = golden.find_output(name);
@@ -62,14 +55,18 @@ Tensor reshaped(const GoldenCase& golden, const std::string& name, Tensor tensor
 std::vector<Finding> check_sums(const GoldenCase& golden, const ComputedOutputs& outputs) {
   std::vector<Finding> findings;
   const auto sums = golden.params.find("not_stored");
-  if (sums == golden.params.end() || !sums->is_object()) return findings;
+  if (sums == golden.params.end()) return findings;
+  if (!sums->is_object()) {
+    fail(golden.subject("params.not_stored"), "must be an object of tensors with their crc32");
+  }
   for (const auto& [name, entry] : sums->items()) {
     const std::string key = name.starts_with("out.") ? name.substr(4) : name;
     const std::string subject = "params.not_stored." + name;
     const auto found = outputs.find(key);
-    const bool has_sum =
-        entry.is_object() && entry.contains("crc32") && entry["crc32"].is_number_unsigned();
-    if (!has_sum) fail(golden.subject(subject), "must be an object with the number crc32");
+    const bool has_sum = entry.is_object() && entry.contains("crc32") &&
+                         entry["crc32"].is_number_unsigned() &&
+                         entry["crc32"].get<std::uint64_t>() <= 0xFFFF'FFFFu;
+    if (!has_sum) fail(golden.subject(subject), "must be an object with a crc32 of 32 bits");
     if (found == outputs.end() || !std::holds_alternative<Tensor>(found->second)) {
       findings.push_back(statement(subject, "crc32", false, "moeref has no such tensor"));
       continue;
@@ -91,8 +88,8 @@ OpResult moe_forward(const GoldenCase& golden) {
     op.outputs.emplace(stage.name, reshaped(golden, stage.name, stage.tensor));
   }
   op.outputs.emplace(
-      "final",
-      bf16_tensor("final", {forward_case.hidden.rows, forward_case.hidden.cols}, result.output));
+      "final", stored_tensor("final", Format::bf16,
+                             {forward_case.hidden.rows, forward_case.hidden.cols}, result.output));
   add_row_order(forward_case, op.outputs);
   for (const auto& [name, values] : forward_case.kernel.scalars) {
     op.outputs.emplace(name, make_tensor<float>(name, DType::f32, {std::ssize(values)}, values));

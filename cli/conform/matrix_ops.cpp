@@ -411,6 +411,9 @@ OwnedMatrix gemm_operand(const GoldenCase& golden, const std::string& name, cons
                          std::int64_t scale_rows) {
   const CodeTiles codes = code_tiles(golden, golden.input(name), operand_format(golden, name));
   const auto folded = optional_tiles(golden, name + "_scale_ue8m0", Format::e8m0);
+  if (codes.tiles != 1 || (folded && folded->tiles != 1)) {
+    fail(golden.subject("in." + name), "has more than one matrix; a GEMM takes one of each");
+  }
   if (folded && (folded->rows != codes.rows || folded->cols * 32 != codes.cols || !unit.operand)) {
     fail(golden.subject("in." + name + "_scale_ue8m0"),
          "needs a scale per 32 columns and a model.operand of bf16 or f16");

@@ -296,5 +296,45 @@ TEST(Conform, FailsForARoutingWeightWrongInItsEighteenthBit) {
   EXPECT_EQ(failures(run_case(read_golden_case(folder / name))), Names{"out.topk_weights"});
 }
 
+/// A golden case of another folder, changed and run.
+CaseResult run_changed(const std::string& name, const std::function<void(EditableFile&)>& edit) {
+  const TempFolder folder;
+  const fs::path source = kModels.parent_path() / name;
+  fs::create_directory_symlink(source.parent_path() / "weights", folder / "weights");
+  EditableFile file(source);
+  edit(file);
+  file.write(folder / "case.safetensors");
+  return run_case(read_golden_case(folder / "case.safetensors"));
+}
+
+TEST(Conform, ChecksTheSumsOfTensorsThatAreNotStored) {
+  const auto with = [](const Json& sums) {
+    return run_changed(
+        "forward-triton/fwd_bf16_relu2_t33_bm64.safetensors", [&](EditableFile& file) {
+          file.edit_json("params", [&](Json& params) { params["not_stored"] = sums; });
+        });
+  };
+  EXPECT_EQ(with(Json::object()).verdict, Verdict::passed);
+  const CaseResult wrong = with({{"out.gemm1", {{"crc32", 1}}}});
+  EXPECT_EQ(failures(wrong), Names{"params.not_stored.out.gemm1"});
+  for (const Json& sums : {Json("none"), Json({{"out.gemm1", 1}}),
+                           Json({{"out.gemm1", {{"crc32", 0x1'0000'0001}}}})}) {
+    const CaseResult refused = with(sums);
+    EXPECT_EQ(refused.verdict, Verdict::failed) << sums;
+    EXPECT_NE(refused.error.find("params.not_stored"), std::string::npos) << refused.error;
+  }
+}
+
+TEST(Conform, TakesOneMatrixAnOperandForAGemm) {
+  const std::string name = "tensorcore-h200/b_triton_e4m3_swap_m16.safetensors";
+  EXPECT_EQ(run_changed(name, [](EditableFile&) {}).verdict, Verdict::passed);
+  const CaseResult refused = run_changed(name, [](EditableFile& file) {
+    file["in.a"].shape = {2, 8, 512};
+  });
+  EXPECT_EQ(refused.verdict, Verdict::failed);
+  EXPECT_NE(refused.error.find("in.a: has more than one matrix"), std::string::npos)
+      << refused.error;
+}
+
 }  // namespace
 }  // namespace moeref::conform
