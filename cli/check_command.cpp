@@ -2,18 +2,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
-#include <functional>
-#include <map>
+#include <memory>
 #include <optional>
-#include <span>
 #include <utility>
 
+#include "cli/check_stages.hpp"
 #include "cli/commands.hpp"
 #include "cli/compare.hpp"
-#include "cli/golden_job.hpp"
-#include "cli/selection.hpp"
-#include "io/json_file.hpp"
 #include "io/safetensors.hpp"
 #include "quant/error.hpp"
 
@@ -27,115 +22,9 @@ struct Arguments {
   std::vector<std::string> tensors;
 };
 
-// Results in the order in which a layer computes them: the first that differs is where to look.
-constexpr std::array<std::string_view, 16> kStageOrder{
-    "router_logits", "topk_ids",     "topk_weights", "fc1",  "a1_q",  "a1_s",
-    "gemm1",         "act",          "a2_q",         "a2_s", "gemm2", "shared_gemm1",
-    "shared_act",    "shared_gemm2", "combine",      "final"};
-
-bool is_stage(std::string_view tensor) {
-  if (tensor.starts_with("out.")) tensor.remove_prefix(4);
-  return std::find(kStageOrder.begin(), kStageOrder.end(), tensor) != kStageOrder.end();
-}
-
-/// The tensor of ACTUAL that stands for `name`: out.NAME, NAME, for the last stage also "output" or
-/// the only tensor if its name is none of the stages'.
-const TensorView* find_actual(const SafetensorsFile& file, std::string_view name) {
-  if (const TensorView* tensor = file.find("out." + std::string(name))) return tensor;
-  if (const TensorView* tensor = file.find(name)) return tensor;
-  if (name != "final") return nullptr;
-  if (const TensorView* tensor = file.find("output")) return tensor;
-  if (file.tensors().size() == 1 && !is_stage(file.tensors().begin()->first)) {
-    return &file.tensors().begin()->second;
-  }
-  return nullptr;
-}
-
-const TensorView* find_ids(const SafetensorsFile& golden) {
-  if (const TensorView* ids = golden.find("out.topk_ids")) return ids;
-  return golden.find("in.topk_ids");
-}
-
-// Stages in chains: each is computed from the one before it that a layer has.
-constexpr std::array<std::string_view, 8> kMainChain{"fc1",  "a1_q",  "gemm1",   "act",
-                                                     "a2_q", "gemm2", "combine", "final"};
-constexpr std::array<std::string_view, 3> kSharedChain{"shared_gemm1", "shared_act",
-                                                       "shared_gemm2"};
-
-using Stages = std::map<std::string, Tensor, std::less<>>;
-
-/// The nearest stage before `stage` among the given ones; empty = the layer's inputs. Nothing: no
-/// stage of a chain.
-std::optional<std::string> input_of(std::string_view stage, const Stages& given) {
-  if (stage == "a1_s") stage = "a1_q";
-  if (stage == "a2_s") stage = "a2_q";
-  const auto search = [&](std::span<const std::string_view> chain) -> std::optional<std::string> {
-    auto at = std::find(chain.begin(), chain.end(), stage);
-    if (at == chain.end()) return std::nullopt;
-    while (at != chain.begin()) {
-      if (given.contains(*--at)) return std::string(*at);
-    }
-    return "";
-  };
-  const std::optional<std::string> found = search(kMainChain);
-  return found ? found : search(kSharedChain);
-}
-
-/// Whether a stage that differs follows from the input that it had.
-struct Cause {
-  std::string stage;
-  std::string input;     ///< the dumped stage before it; empty = the layer's inputs
-  bool follows = false;  ///< recomputed from that input it is what the file holds
-  std::int64_t differing = 0;
-};
-
-/// Rows of local experts, one after the other, back to one row a slot: what stages of
-/// RowOrder::by_expert need to be told by token.
-class ExpertRows {
- public:
-  ExpertRows(const SafetensorsFile& golden, const TensorView* ids) : ids_(ids) {
-    const auto found = golden.metadata().find("params");
-    if (found == golden.metadata().end() || ids == nullptr || ids->shape.size() != 2) return;
-    const nlohmann::json params =
-        parse_json_object(golden.path().string() + ": metadata params", found->second);
-    if (params.value("rows", nlohmann::json()) != "by_expert") return;
-    std::int64_t rank = 0;
-    std::int64_t ranks = 1;
-    parse_rank("params.ep", params.value("ep", std::string("0/1")), rank, ranks);
-    const std::int64_t experts = params.value("experts", std::int64_t{0}) / ranks;
-    for (std::int64_t expert = rank * experts; expert < (rank + 1) * experts; ++expert) {
-      for (std::int64_t slot = 0; slot < ids->size(); ++slot) {
-        const std::int64_t id =
-            ids->dtype == DType::i64 ? ids->at<std::int64_t>(slot) : ids->at<std::int32_t>(slot);
-        if (id == expert) slots_.push_back(slot);
-      }
-    }
-  }
-
-  /// The tensor [tokens, top_k, n]; nothing if it is no stage of such rows.
-  std::optional<Tensor> by_slot(const TensorView& rows) const {
-    const auto count = static_cast<std::int64_t>(slots_.size());
-    if (count == 0 || rows.shape.size() != 2 || rows.shape[0] != count) return std::nullopt;
-    const std::size_t row_bytes = rows.bytes.size() / slots_.size();
-    Tensor tensor{rows.name, rows.dtype, {ids_->shape[0], ids_->shape[1], rows.shape[1]}, {}};
-    tensor.bytes.resize(static_cast<std::size_t>(ids_->size()) * row_bytes);
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      std::copy_n(rows.bytes.begin() + static_cast<std::ptrdiff_t>(i * row_bytes), row_bytes,
-                  tensor.bytes.begin() +
-                      static_cast<std::ptrdiff_t>(static_cast<std::size_t>(slots_[i]) * row_bytes));
-    }
-    return tensor;
-  }
-
- private:
-  const TensorView* ids_;
-  std::vector<std::int64_t> slots_;
-};
-
 struct Report {
-  std::vector<Cause> causes;  ///< of the stages that differ, in their order
-  std::string not_explained;  ///< why there are no causes, if stages differ
-  std::string allowed_by;     ///< the order of additions that gives the bits of the output
+  Causes causes;           ///< of the stages that differ
+  std::string allowed_by;  ///< the order of additions that gives the bits of the output
   std::vector<Comparison> comparisons;
   std::vector<std::string> not_compared;  ///< golden tensors that ACTUAL lacks
 
@@ -157,17 +46,14 @@ struct Report {
   }
 };
 
-bool same_bytes(const TensorView& left, const TensorView& right) {
-  return left.dtype == right.dtype && left.bytes.size() == right.bytes.size() &&
-         std::equal(left.bytes.begin(), left.bytes.end(), right.bytes.begin());
-}
-
 /// The other order of the kernel's additions whose bits `actual` has, or nothing.
 std::string matching_alternative(const SafetensorsFile& golden, std::string_view stage,
                                  const TensorView& actual) {
   const std::string prefix = fmt::format("alternative.{}.", stage);
   for (const auto& [name, tensor] : golden.tensors()) {
-    if (name.starts_with(prefix) && same_bytes(tensor, actual)) return name.substr(prefix.size());
+    if (name.starts_with(prefix) && tensor.shape == actual.shape && same_bytes(tensor, actual)) {
+      return name.substr(prefix.size());
+    }
   }
   return {};
 }
@@ -232,90 +118,6 @@ Report compare_files(const Arguments& arguments) {
   return report;
 }
 
-std::int64_t count_differing(const TensorView& left, const TensorView& right) {
-  const std::size_t size = static_cast<std::size_t>(info(left.dtype).bits / 8);
-  std::int64_t count = 0;
-  for (std::size_t at = 0; at < left.bytes.size(); at += size) {
-    count += std::equal(left.bytes.begin() + static_cast<std::ptrdiff_t>(at),
-                        left.bytes.begin() + static_cast<std::ptrdiff_t>(at + size),
-                        right.bytes.begin() + static_cast<std::ptrdiff_t>(at))
-                 ? 0
-                 : 1;
-  }
-  return count;
-}
-
-/// The stages that a file holds, its slots in the order of the golden file's. Error: the file has
-/// another routing, so that its stages are those of other experts.
-Stages stages_of(const SafetensorsFile& file, const SafetensorsFile& golden) {
-  const TensorView* ids = find_actual(file, "topk_ids");
-  const TensorView* golden_ids = find_ids(golden);
-  const bool routed = ids != nullptr && golden_ids != nullptr;
-  if (routed) {
-    const std::optional<Tensor> aligned = align_slots(*ids, *ids, *golden_ids);
-    const Comparison routing = compare_tensors("topk_ids", aligned ? aligned->view() : *ids,
-                                               *golden_ids, {nullptr, nullptr, nullptr});
-    if (routing.differing != 0 || !routing.mismatch.empty()) {
-      fail(file.path().string(), "its topk_ids are not those of the golden file");
-    }
-  }
-  Stages stages;
-  for (const std::string_view stage : kStageOrder) {
-    if (stage == "final" || stage == "router_logits" || stage.starts_with("topk_")) continue;
-    const TensorView* found = find_actual(file, stage);
-    if (found == nullptr) continue;
-    std::optional<Tensor> tensor;
-    if (routed) tensor = align_slots(*found, *ids, *golden_ids);
-    if (!tensor) {
-      tensor = Tensor{"", found->dtype, found->shape, {found->bytes.begin(), found->bytes.end()}};
-    }
-    tensor->name = stage;
-    stages.emplace(stage, std::move(*tensor));
-  }
-  return stages;
-}
-
-/// Recomputes each stage that differs from the nearest stage before it that ACTUAL holds.
-void explain(const Arguments& arguments, const GlobalOptions& global, Report& report) {
-  const auto actual = SafetensorsFile::open(arguments.actual);
-  Stages given;
-  std::vector<Tensor> computed;
-  try {
-    given = stages_of(*actual, *SafetensorsFile::open(arguments.golden));
-    if (given.empty()) {
-      report.not_explained = "no stage is dumped";
-      return;
-    }
-    GoldenJob job = read_golden_job(arguments.golden, arguments.checkpoint);
-    job.options.stages = true;
-    job.options.given = &given;
-    const ComputedCase result = compute_case(job.layer, job.inputs, job.options, global, "check");
-    computed = output_tensors(job.layer, result, job.options);
-  } catch (const Error& missing) {
-    report.not_explained = missing.what();
-    return;
-  }
-  for (const Comparison& comparison : report.comparisons) {
-    if (comparison.verdict == Verdict::identical) continue;
-    const std::optional<std::string> input = input_of(comparison.tensor, given);
-    if (!input) continue;
-    const auto seen = given.find(comparison.tensor);
-    const TensorView* final = find_actual(*actual, comparison.tensor);
-    const auto again = std::find_if(computed.begin(), computed.end(), [&](const Tensor& tensor) {
-      return tensor.name == "out." + comparison.tensor;
-    });
-    if (final == nullptr || again == computed.end()) continue;
-    const TensorView found = seen != given.end() ? seen->second.view() : *final;
-    if (found.dtype != again->dtype || found.bytes.size() != again->bytes.size()) continue;
-    Cause cause;
-    cause.stage = comparison.tensor;
-    cause.input = *input;
-    cause.follows = same_bytes(found, again->view());
-    cause.differing = cause.follows ? 0 : count_differing(found, again->view());
-    report.causes.push_back(std::move(cause));
-  }
-}
-
 std::string text_of(const Cause& cause) {
   const std::string input =
       cause.input.empty() ? "the layer's inputs" : fmt::format("the file's own {}", cause.input);
@@ -331,7 +133,10 @@ std::string text_of(const Cause& cause) {
 
 void run_check(const Arguments& arguments, const GlobalOptions& global) {
   Report report = compare_files(arguments);
-  if (report.first_differing() != nullptr) explain(arguments, global, report);
+  if (report.first_differing() != nullptr) {
+    report.causes = explain(arguments.actual, arguments.golden, arguments.checkpoint,
+                            report.comparisons, global);
+  }
   const Verdict verdict = report.verdict();
   const Comparison* first = report.first_differing();
   if (global.json) {
@@ -340,14 +145,14 @@ void run_check(const Arguments& arguments, const GlobalOptions& global) {
                         {"not_compared", report.not_compared}};
     if (first != nullptr) json["first_differing"] = first->tensor;
     json["causes"] = nlohmann::json::array();
-    for (const Cause& cause : report.causes) {
+    for (const Cause& cause : report.causes.causes) {
       json["causes"].push_back({{"stage", cause.stage},
                                 {"input", cause.input},
                                 {"follows_from_input", cause.follows},
                                 {"differing", cause.differing}});
     }
     if (!report.allowed_by.empty()) json["allowed_by"] = report.allowed_by;
-    if (!report.not_explained.empty()) json["not_explained"] = report.not_explained;
+    if (!report.causes.not_explained.empty()) json["not_explained"] = report.causes.not_explained;
     for (const Comparison& comparison : report.comparisons) {
       json["tensors"].push_back(to_json(comparison));
     }
@@ -358,9 +163,9 @@ void run_check(const Arguments& arguments, const GlobalOptions& global) {
       fmt::print("not compared, absent in {}: {}\n", arguments.actual,
                  fmt::join(report.not_compared, ", "));
     }
-    for (const Cause& cause : report.causes) fmt::print("{}\n", text_of(cause));
-    if (!report.not_explained.empty() && first != nullptr && report.comparisons.size() > 1) {
-      fmt::print("stages were not recomputed: {}\n", report.not_explained);
+    for (const Cause& cause : report.causes.causes) fmt::print("{}\n", text_of(cause));
+    if (!report.causes.not_explained.empty() && first != nullptr && report.comparisons.size() > 1) {
+      fmt::print("stages were not recomputed: {}\n", report.causes.not_explained);
     }
     if (!report.allowed_by.empty()) {
       fmt::print("final: the bits of the same kernel with {}\n", report.allowed_by);

@@ -161,12 +161,6 @@ std::vector<Group> worst_groups(const std::map<std::int64_t, Group>& groups) {
   return sorted;
 }
 
-std::int64_t id_at(const TensorView& ids, std::int64_t index) {
-  return ids.dtype == DType::i32 ? ids.at<std::int32_t>(index) : ids.at<std::int64_t>(index);
-}
-
-bool is_id_tensor(const TensorView& ids) { return ids.shape.size() == 2 && is_integer(ids.dtype); }
-
 /// Blames the experts of wrong rows. A row is a token, or a (token, slot) if the tensor has slots:
 /// then only the slot's expert is to blame.
 void attribute_to_experts(const std::map<std::int64_t, Group>& rows, const TensorView& ids,
@@ -221,6 +215,12 @@ std::optional<std::vector<std::int64_t>> slot_order(const TensorView& actual_ids
 }
 
 }  // namespace
+
+std::int64_t id_at(const TensorView& ids, std::int64_t index) {
+  return ids.dtype == DType::i32 ? ids.at<std::int32_t>(index) : ids.at<std::int64_t>(index);
+}
+
+bool is_id_tensor(const TensorView& ids) { return ids.shape.size() == 2 && is_integer(ids.dtype); }
 
 std::optional<Tensor> align_slots(const TensorView& tensor, const TensorView& actual_ids,
                                   const TensorView& golden_ids) {

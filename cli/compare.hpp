@@ -72,6 +72,11 @@ struct Context {
 Comparison compare_tensors(const std::string& name, const TensorView& actual,
                            const TensorView& golden, const Context& context);
 
+/// Whether a tensor holds experts: [tokens, top_k], I32 or I64.
+bool is_id_tensor(const TensorView& ids);
+/// An element of such a tensor, by its flat index.
+std::int64_t id_at(const TensorView& ids, std::int64_t index);
+
 /// The GPU may list the experts of a token in another order than the golden file. Returns `tensor`
 /// ([tokens, top_k] or [tokens, top_k, n]) with the slots of each token in the order of the golden
 /// ids, where both hold the same experts once each; other tokens stay. Nothing if no token had to

@@ -44,6 +44,15 @@ struct Arguments {
   std::string folder;
 };
 
+/// "_pad=none": the options that differ from the defaults.
+std::string changed_options(const Options& options, const Options& defaults) {
+  std::string name;
+  for (const auto& [key, value] : options.values()) {
+    if (!defaults.is(key, value)) name += fmt::format("_{}={}", key, value);
+  }
+  return name;
+}
+
 /// A backend, its options and the layer as it prepares it for the rank.
 struct Preparation {
   const Backend* backend = nullptr;
@@ -52,21 +61,18 @@ struct Preparation {
 
   /// "marlin_mxfp4", "marlin_mxfp4_pad=none"
   std::string name() const {
-    const Options defaults = parse_options(*backend, {});
-    std::string name(backend->name);
-    for (const auto& [key, value] : options.values()) {
-      if (!defaults.is(key, value)) name += fmt::format("_{}={}", key, value);
-    }
-    return name;
+    return std::string(backend->name) + changed_options(options, parse_options(*backend, {}));
   }
 };
 
-/// "_replay_BLOCK_SIZE_M=16"; nothing for reference.
-std::string numerics_name(const Arguments& arguments) {
+/// "_replay_BLOCK_SIZE_M=16_scaled"; nothing for reference alone.
+std::string numerics_name(const Backend& backend, const Arguments& arguments) {
   std::string name = arguments.routing.empty() ? "" : "_" + arguments.routing;
-  if (arguments.numerics == "reference") return name;
-  name += "_" + arguments.numerics;
-  for (const std::string& option : arguments.kernel_options) name += "_" + option;
+  if (arguments.numerics != "reference") {
+    name += "_" + arguments.numerics;
+    name += changed_options(parse_kernel_options(backend, arguments.kernel_options),
+                            parse_kernel_options(backend, {}));
+  }
   return name + (arguments.scales_in_combine ? "_scaled" : "");
 }
 
@@ -85,11 +91,13 @@ std::string_view note_of(NumericsLevel level) {
 }
 
 std::string case_name(const std::string& model, const MoeLayer& layer, const LayerInputs& inputs,
-                      const std::string& backend, const Shard& shard, const Arguments& arguments) {
-  std::string name = fmt::format("{}_l{}_{}_t{}", model, layer.layer, backend, inputs.hidden.rows);
+                      const Preparation& preparation, const Shard& shard,
+                      const Arguments& arguments) {
+  std::string name =
+      fmt::format("{}_l{}_{}_t{}", model, layer.layer, preparation.name(), inputs.hidden.rows);
   name += arguments.hidden.empty() ? fmt::format("_s{}", arguments.seed)
                                    : "_" + fs::path(arguments.hidden).stem().string();
-  name += numerics_name(arguments);
+  name += numerics_name(*preparation.backend, arguments);
   if (shard.tp_size > 1) name += fmt::format("_tp{}of{}", shard.tp_rank, shard.tp_size);
   if (shard.ep_size > 1) name += fmt::format("_ep{}of{}", shard.ep_rank, shard.ep_size);
   if (arguments.output != "bf16") name += "_" + arguments.output;
@@ -191,19 +199,18 @@ class OutputFolder {
 };
 
 /// The layer as the backend prepares it; nothing if neither weights nor the backend's numerics are
-/// asked for. Error: the backend does not take the layer.
-std::shared_ptr<const PreparedLayer> prepare(const Arguments& arguments, const Preparation& wanted,
-                                             const MoeLayer& layer, const Shard& rank) {
+/// asked for. Error: the backend does not take the layer, or its numerics do not.
+std::shared_ptr<const PreparedLayer> prepare(const Preparation& wanted, const MoeLayer& layer,
+                                             CaseOptions options) {
   const Backend& backend = *wanted.backend;
-  if (arguments.weights || arguments.numerics != name(NumericsLevel::reference)) {
-    return std::make_shared<const PreparedLayer>(plan_layer(backend, wanted.options, layer, rank));
-  }
-  if (std::find(backend.formats.begin(), backend.formats.end(), layer.weight_format) ==
-      backend.formats.end()) {
-    fail(backend.name, "takes {} weights, layer {} has {}", fmt::join(backend.formats, ", "),
-         layer.layer, layer.weight_format);
-  }
-  return nullptr;
+  check_format(backend, layer);
+  const bool reference = options.level == NumericsLevel::reference;
+  if (reference && !options.weights) return nullptr;
+  auto prepared = std::make_shared<const PreparedLayer>(
+      plan_layer(backend, wanted.options, layer, options.shard));
+  options.backend = backend.name;
+  if (!reference) check_layer_numerics(*prepared, layer, options);
+  return prepared;
 }
 
 /// Every chosen backend with its options, nothing prepared; with "*" those that have no such
@@ -237,13 +244,12 @@ std::vector<Preparation> choose_backends(const Arguments& arguments, const CaseO
 /// Error: a named backend does not take the layer; with "*": none does.
 std::vector<Preparation> prepare_all(const Arguments& arguments,
                                      const std::vector<Preparation>& chosen, const MoeLayer& layer,
-                                     const Shard& rank) {
+                                     const CaseOptions& options) {
   std::vector<Preparation> preparations;
   std::string refusal;
   for (const Preparation& wanted : chosen) {
     try {
-      preparations.push_back(
-          {wanted.backend, wanted.options, prepare(arguments, wanted, layer, rank)});
+      preparations.push_back({wanted.backend, wanted.options, prepare(wanted, layer, options)});
     } catch (const Error& refused) {
       if (arguments.backends != "*") throw;
       refusal = refused.what();
@@ -292,7 +298,7 @@ void write_layer(const Arguments& arguments, const GlobalOptions& global,
         if (arguments.bounds) bounds = bound_tensors(layer, inputs, *computed, options, global);
       }
       const std::string name =
-          case_name(model, layer, inputs, preparation.name(), options.shard, arguments);
+          case_name(model, layer, inputs, preparation, options.shard, arguments);
       cases.push_back(write_case(folder / (name + ".safetensors"), checkpoint.folder(), layer,
                                  inputs, options, arguments, *computed, bounds, preparation.layer,
                                  global.threads));
@@ -323,13 +329,18 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
          "goes with --numerics reference: it holds for every kernel that computes in "
          "f32, not for one backend's rounding points");
   }
+  if (arguments.bounds && options.scales_in_combine) {
+    fail("--bounds",
+         "takes the routed scaling factor from the router weights, where --scale-in-combine does "
+         "not leave it; leave one of them out");
+  }
   const std::vector<Preparation> chosen = choose_backends(arguments, options);
   if (layers.empty()) fail(checkpoint.folder().string(), "has no layer with experts");
 
   // What a backend refuses in a later layer is told before the first is computed.
   for (const std::int64_t index : layers) {
     if (layers.size() == 1) break;
-    prepare_all(arguments, chosen, checkpoint.load_layer(index), options.shard);
+    prepare_all(arguments, chosen, checkpoint.load_layer(index), options);
   }
   const OutputFolder folder(arguments.folder);
   std::vector<Written> cases;
@@ -337,7 +348,7 @@ void run_golden(const Arguments& arguments, const GlobalOptions& global) {
   for (const std::int64_t index : layers) {
     layer = checkpoint.load_layer(index);
     write_layer(arguments, global, checkpoint, layer, tokens,
-                prepare_all(arguments, chosen, layer, options.shard), options, cases);
+                prepare_all(arguments, chosen, layer, options), options, cases);
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -370,8 +381,10 @@ void add_golden_command(CLI::App& app, const GlobalOptions& global) {
                       "points and quantizers; replay: the bits of its kernels");
   command->add_option("--kernel", arguments->kernel_options,
                       "what of the kernels decides bits, key=value (see moeref layout list NAME)");
-  command->add_option("--routing", arguments->routing,
-                      "route as this kernel does (see moeref routing); default: reference");
+  command
+      ->add_option("--routing", arguments->routing,
+                   "route as this kernel does (see moeref routing); default: reference")
+      ->check(not_empty);
   command->add_flag("--scale-in-combine", arguments->scales_in_combine,
                     "the model's routed scaling factor multiplies the sum of the experts, not the "
                     "router weights");

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <map>
+#include <type_traits>
 
 #include "cli/selection.hpp"
 #include "io/checkpoint.hpp"
@@ -17,11 +18,14 @@ namespace fs = std::filesystem;
 
 template <typename T>
 T param(const nlohmann::json& params, const std::string& file, const char* key) {
+  const auto found = params.find(key);
+  const bool proper =
+      found != params.end() && (!std::is_same_v<T, std::int64_t> || found->is_number_integer());
   try {
-    return params.at(key).get<T>();
+    if (proper) return found->get<T>();
   } catch (const nlohmann::json::exception&) {
-    fail(file, "its metadata params lack a proper '{}'; is it a golden file of moeref?", key);
   }
+  fail(file, "its metadata params lack a proper '{}'; is it a golden file of moeref?", key);
 }
 
 /// The checkpoint of a golden file: as given, else a folder of the stored name beside the file or
@@ -68,7 +72,7 @@ void read_numerics(const nlohmann::json& params, const std::string& file, CaseOp
   const auto texts = [&](const char* key, std::vector<std::string>& into) {
     if (!params.contains(key)) return;
     for (const auto& [name, value] : param<std::map<std::string, std::string>>(params, file, key)) {
-      into.push_back(fmt::format("{}={}", name, value));
+      into.push_back(one_line(fmt::format("{}={}", name, value)));
     }
   };
   texts("options", options.backend_options);
@@ -97,6 +101,25 @@ GoldenJob read_golden_job(const std::string& source, const std::string& checkpoi
                                   param<std::string>(params, source, "ep"));
   job.options.output = parse_output_format(param<std::string>(params, source, "output"));
   return job;
+}
+
+std::optional<ExpertRange> rows_by_expert(const SafetensorsFile& golden) {
+  if (!golden.metadata().contains("params")) return std::nullopt;
+  const nlohmann::json params = golden_params(golden);
+  if (params.value("rows", nlohmann::json()) != "by_expert") return std::nullopt;
+  const std::string file = golden.path().string();
+  Shard shard;
+  parse_rank(file + ": metadata params 'ep'", param<std::string>(params, file, "ep"), shard.ep_rank,
+             shard.ep_size);
+  const auto experts = param<std::int64_t>(params, file, "experts");
+  if (shard.ep_size < 1 || shard.ep_rank < 0 || shard.ep_rank >= shard.ep_size || experts < 1 ||
+      experts % shard.ep_size != 0) {
+    fail(file,
+         "its metadata params give rank {} of {} ranks {} experts; is it a golden file of moeref?",
+         shard.ep_rank, shard.ep_size, experts);
+  }
+  const std::int64_t local = experts / shard.ep_size;
+  return ExpertRange{shard.ep_rank * local, (shard.ep_rank + 1) * local};
 }
 
 }  // namespace moeref::cli

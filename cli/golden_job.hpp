@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "cli/moe_case.hpp"
@@ -23,5 +25,14 @@ struct GoldenJob {
 /// here. Error: no golden file, a checkpoint that is not there or holds another layer, numerics
 /// that this build does not know.
 GoldenJob read_golden_job(const std::string& source, const std::string& checkpoint);
+
+/// Experts [begin, end).
+struct ExpertRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+/// The experts of the rank, if the stages of a golden file have the rows of one expert after the
+/// other; nothing if not. Error: metadata params without proper experts and rank.
+std::optional<ExpertRange> rows_by_expert(const SafetensorsFile& golden);
 
 }  // namespace moeref::cli

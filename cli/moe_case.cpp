@@ -1,13 +1,16 @@
 #include "cli/moe_case.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 #include "cli/conform/sha256.hpp"
 #include "cli/progress.hpp"
 #include "engine/bounds/block.hpp"
+#include "engine/rows.hpp"
 #include "io/json_file.hpp"
 #include "layout/kernel_view.hpp"
 #include "layout/prepare.hpp"
@@ -34,6 +37,21 @@ std::optional<RoutingKernel> routing_kernel(const CaseOptions& options) {
   return with_arithmetic(kernel, kernel.replays.front());
 }
 
+/// Of one token and slot, unscaled.
+NumericsRequest request_of(const PreparedLayer& prepared, const Activation& activation,
+                           const CaseOptions& options) {
+  NumericsRequest request;
+  request.shape = prepared.source->shape;
+  request.options = prepared.options;
+  request.kernel = parse_kernel_options(find_backend(options.backend), options.kernel_options);
+  request.tokens = 1;
+  request.top_k = 1;
+  request.activation = activation;
+  request.static_scales = !prepared.source->scalars.w13_input_scale.empty();
+  request.level = options.level;
+  return request;
+}
+
 PreparedRun prepare_run(const MoeLayer& layer, const LayerInputs& inputs, std::int64_t top_k,
                         const CaseOptions& options, float routed_scaling, int threads) {
   const Backend& backend = find_backend(options.backend);
@@ -43,15 +61,10 @@ PreparedRun prepare_run(const MoeLayer& layer, const LayerInputs& inputs, std::i
   for (const PreparedTensor& tensor : prepared.tensors) made.push_back(make(tensor, threads));
   PreparedRun run;
   run.kernel = prepared_kernel_layer(prepared, made, shard(layer, options.shard), threads);
-  run.request.shape = prepared.source->shape;
-  run.request.options = prepared.options;
-  run.request.kernel = parse_kernel_options(backend, options.kernel_options);
+  run.request = request_of(prepared, run.kernel.layer.activation, options);
   run.request.tokens = inputs.hidden.rows;
   run.request.top_k = top_k;
   run.request.routed_scaling = routed_scaling;
-  run.request.activation = run.kernel.layer.activation;
-  run.request.static_scales = !prepared.source->scalars.w13_input_scale.empty();
-  run.request.level = options.level;
   return run;
 }
 
@@ -84,6 +97,23 @@ void check_numerics(const CaseOptions& options) {
   if (options.level == NumericsLevel::replay && backend.replay.evidence == ReplayEvidence::none) {
     fail(backend.name, "cannot be replayed: {}; take --numerics backend", backend.replay.note);
   }
+}
+
+void check_format(const Backend& backend, const MoeLayer& layer) {
+  if (std::find(backend.formats.begin(), backend.formats.end(), layer.weight_format) !=
+      backend.formats.end()) {
+    return;
+  }
+  fail(backend.name, "takes {} weights, layer {} has {}", fmt::join(backend.formats, ", "),
+       layer.layer, layer.weight_format);
+}
+
+void check_layer_numerics(const PreparedLayer& prepared, const MoeLayer& layer,
+                          const CaseOptions& options) {
+  NumericsRequest request = request_of(prepared, layer.activation, options);
+  request.top_k = layer.routing.top_k;
+  if (options.scales_in_combine) request.routed_scaling = layer.routing.scaling;
+  numerics_for(find_backend(options.backend), request);
 }
 
 ComputedCase compute_case(const MoeLayer& given, const LayerInputs& inputs,
@@ -128,20 +158,6 @@ ComputedCase compute_case(const MoeLayer& given, const LayerInputs& inputs,
   return computed;
 }
 
-Tensor output_tensor(std::string name, Format format, Shape shape,
-                     const std::vector<float>& values) {
-  if (format == Format::f32) {
-    return make_tensor<float>(std::move(name), DType::f32, std::move(shape), values);
-  }
-  std::vector<std::uint16_t> codes;
-  codes.reserve(values.size());
-  for (const float value : values) {
-    codes.push_back(static_cast<std::uint16_t>(encode(format, value, EncodePolicy::eigen)));
-  }
-  return make_tensor<std::uint16_t>(
-      std::move(name), format == Format::bf16 ? DType::bf16 : DType::f16, std::move(shape), codes);
-}
-
 std::vector<Tensor> output_tensors(const MoeLayer& layer, const ComputedCase& computed,
                                    const CaseOptions& options) {
   std::vector<Tensor> tensors;
@@ -159,13 +175,14 @@ std::vector<Tensor> output_tensors(const MoeLayer& layer, const ComputedCase& co
     tensor.name = "out." + stage.name;
     tensors.push_back(std::move(tensor));
   }
+  const Shape shape{route.tokens, layer.hidden};
+  Tensor final = stored_tensor("out.final", options.output, shape, computed.result.output);
   for (const AlternativeOutput& other : computed.result.alternatives) {
-    if (other.output == computed.result.output) continue;
-    tensors.push_back(output_tensor("alternative.final." + other.order, options.output,
-                                    {route.tokens, layer.hidden}, other.output));
+    Tensor tensor =
+        stored_tensor("alternative.final." + other.order, options.output, shape, other.output);
+    if (tensor.bytes != final.bytes) tensors.push_back(std::move(tensor));
   }
-  tensors.push_back(output_tensor("out.final", options.output, {route.tokens, layer.hidden},
-                                  computed.result.output));
+  tensors.push_back(std::move(final));
   return tensors;
 }
 
@@ -187,8 +204,8 @@ std::vector<Tensor> bound_tensors(const MoeLayer& layer, const LayerInputs& inpu
       bounds::output_intervals(shard(layer, options.shard), hidden, computed.route, options.output,
                                thread_count(global.threads));
   const Shape shape{intervals.tokens, intervals.hidden};
-  return {output_tensor("low.final", options.output, shape, intervals.low),
-          output_tensor("high.final", options.output, shape, intervals.high)};
+  return {stored_tensor("low.final", options.output, shape, intervals.low),
+          stored_tensor("high.final", options.output, shape, intervals.high)};
 }
 
 std::string metadata_text(const nlohmann::json& params) {

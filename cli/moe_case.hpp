@@ -11,6 +11,7 @@
 #include "engine/moe.hpp"
 #include "io/checkpoint.hpp"
 #include "io/layer_inputs.hpp"
+#include "layout/prepare.hpp"
 #include "layout/shard.hpp"
 #include "quant/tensor.hpp"
 
@@ -48,15 +49,19 @@ NumericsLevel parse_level(const std::string& name);
 /// other numerics.
 void check_numerics(const CaseOptions& options);
 
+/// Error: a weight format that the backend does not take.
+void check_format(const Backend& backend, const MoeLayer& layer);
+
+/// Error: the layer, prepared for a backend, has no numerics with these options, which are not
+/// reference.
+void check_layer_numerics(const PreparedLayer& prepared, const MoeLayer& layer,
+                          const CaseOptions& options);
+
 /// Routes (unless the inputs bring a routing) and runs the layer's shard. Numerics backend and
 /// replay: on the weights that the backend prepares, as its kernel reads them.
 ComputedCase compute_case(const MoeLayer& layer, const LayerInputs& inputs,
                           const CaseOptions& options, const GlobalOptions& global,
                           const std::string& label);
-
-/// Values as a tensor of the output format (f32, bf16, f16), which they already are on the grid of.
-Tensor output_tensor(std::string name, Format format, Shape shape,
-                     const std::vector<float>& values);
 
 /// Tensors out.* of a case: router_logits, topk_ids, topk_weights (if the layer routed itself),
 /// stages, alternative.final.ORDER (other orders of addition that the kernel may take, where they

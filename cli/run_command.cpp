@@ -99,6 +99,7 @@ Job job_from_checkpoint(const Arguments& arguments) {
   job.options.routing = arguments.routing;
   job.options.shard = parse_shard(arguments.tp, arguments.ep);
   job.options.output = parse_output_format(arguments.output.empty() ? "bf16" : arguments.output);
+  check_format(find_backend(job.options.backend), job.layer);
   check_numerics(job.options);
   return job;
 }
@@ -184,6 +185,7 @@ void add_run_command(CLI::App& app, const GlobalOptions& global) {
                           "route as this kernel does (see moeref routing)"),
       command->add_flag("--scale-in-combine", arguments->scales_in_combine,
                         "the routed scaling factor multiplies the sum of the experts")};
+  command->get_option("--routing")->check(not_empty);
   for_checkpoints[3]->check(CLI::NonNegativeNumber);
   for_checkpoints[4]->excludes(for_checkpoints[2])->excludes(for_checkpoints[3]);
   command->add_option("--checkpoint", arguments->checkpoint,

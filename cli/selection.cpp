@@ -74,6 +74,8 @@ Shard parse_shard(const std::string& tp, const std::string& ep) {
   return shard;
 }
 
+std::string not_empty(const std::string& text) { return text.empty() ? "needs a name" : ""; }
+
 Format parse_output_format(const std::string& name) {
   if (name == "f32") return Format::f32;
   if (name == "bf16") return Format::bf16;

@@ -16,6 +16,9 @@ namespace moeref::cli {
 std::vector<std::int64_t> parse_numbers(std::string_view option, const std::string& text,
                                         std::span<const std::int64_t> available);
 
+/// For CLI11's check(): what is wrong with an option's text that must not be empty.
+std::string not_empty(const std::string& text);
+
 /// "R/N" for a rank in a group. Error: anything else.
 void parse_rank(std::string_view option, const std::string& text, std::int64_t& rank,
                 std::int64_t& size);

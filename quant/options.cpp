@@ -82,7 +82,8 @@ Options parse_options(std::string_view subject, std::span<const OptionInfo> opti
     if (!given.insert(key).second) {
       fail(subject, "option {} is given twice; give it once", key);
     }
-    values[key] = value;
+    // 016 is 16: one text for one value.
+    values[key] = known->is_integer() ? std::to_string(std::stoll(value)) : value;
   }
   return Options(std::move(values));
 }

@@ -12,6 +12,7 @@
 
 #include "cli/golden_job.hpp"
 #include "cli/moe_case.hpp"
+#include "tests/cli/editable_file.hpp"
 #include "tests/cli/layout_command.hpp"
 
 namespace moeref {
@@ -262,6 +263,56 @@ TEST(CheckByExpert, TellsTokenAndSlot) {
   EXPECT_THAT(text.out, HasSubstr("act: wrong input: recomputed from the file's own gemm1 it is "
                                   "what the file holds"));
   EXPECT_THAT(text.out, HasSubstr("wrong: the first difference is in gemm1"));
+}
+
+TEST(CheckByExpert, RefusesGoldenFilesThatAreNotProper) {
+  const Case made("gpt_oss_mxfp4_h128_i192_e8",
+                  "--backend flashinfer_sm90_mxfp4 --numerics replay");
+  const TempFolder folder;
+  const std::string other = (folder / "other.safetensors").string();
+  const auto with = [&](const std::string& key, const json& value) {
+    testing::EditableFile file(made.golden());
+    file.edit_json("params", [&](json& params) { params[key] = value; });
+    file.write(other);
+    return "check " + made.golden() + " " + other;
+  };
+  for (const json& rank : {json("0/0"), json("2/2"), json("-1/2"), json("all"), json(1),
+                           json("0/3"), json("0/99999999999999999999")}) {
+    testing::expect_refused(with("ep", rank), {"other.safetensors"});
+  }
+  for (const json& experts : {json(-8), json(0), json("many"), json(8.5), json(nullptr)}) {
+    testing::expect_refused(with("experts", experts), {"other.safetensors"});
+  }
+  // Not as many rows as there are experts to go through.
+  EXPECT_EQ(moeref_with(with("experts", 1'000'000'000'000'000'000)).code, 0);
+  // Ids of a type that no routing has.
+  testing::EditableFile file(made.golden());
+  Tensor& ids = file["out.topk_ids"];
+  ids.dtype = DType::u8;
+  ids.shape.back() *= 4;
+  file.write(other);
+  const Outcome outcome = moeref_with("check " + made.golden() + " " + other);
+  EXPECT_EQ(outcome.code, 0) << outcome.error;  // the output decides
+  EXPECT_THAT(outcome.out, HasSubstr("topk_ids: wrong: it is I32 [4, 4], the golden tensor is U8"));
+}
+
+TEST(GivenStages, KeepTheBitsOfAKernelsNan) {
+  for (const auto& [level, code] : {std::pair{"replay", 0x7FFF}, std::pair{"backend", 0x7FC0}}) {
+    const Case made("gpt_oss_mxfp4_h128_i192_e8",
+                    std::string("--backend flashinfer_sm90_mxfp4 --numerics ") + level);
+    Tensor gemm2 = made.stage("gemm2");
+    const std::uint16_t nan = 0xFFC1;  // of column 0 of the first row
+    std::memcpy(gemm2.bytes.data(), &nan, sizeof nan);
+    std::set<int> nans;
+    for (const Tensor& tensor : made.run({{"gemm2", gemm2}})) {
+      if (tensor.name != "out.final") continue;
+      for (std::int64_t i = 0; i < element_count(tensor.shape); ++i) {
+        const int seen = tensor.view().at<std::uint16_t>(i);
+        if ((seen & 0x7FFF) > 0x7F80) nans.insert(seen);
+      }
+    }
+    EXPECT_EQ(nans, std::set<int>{code}) << level;
+  }
 }
 
 TEST(CheckStages, SaysWhyStagesWereNotRecomputed) {

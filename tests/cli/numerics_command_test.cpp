@@ -16,6 +16,7 @@ namespace moeref {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::EndsWith;
 using testing::expect_refused;
 using ::testing::HasSubstr;
 using testing::json;
@@ -66,12 +67,23 @@ TEST(GoldenNumerics, NamesFilesByLevelAndKernel) {
             model + "flashinfer_sm90_mxfp4_t2_s0_backend.safetensors");
   EXPECT_EQ(name(kSm90 + "--numerics replay"),
             model + "flashinfer_sm90_mxfp4_t2_s0_replay.safetensors");
+  // What a name leaves out is the default, however it was given.
   EXPECT_EQ(name(kSm90 + "--numerics replay --kernel tile_k=128 --scale-in-combine --ep 1/2"),
-            model + "flashinfer_sm90_mxfp4_t2_s0_replay_tile_k=128_scaled_ep1of2.safetensors");
+            model + "flashinfer_sm90_mxfp4_t2_s0_replay_scaled_ep1of2.safetensors");
+  EXPECT_EQ(name("--scale-in-combine"), model + "reference_t2_s0_scaled.safetensors");
   EXPECT_EQ(name(kSm90 + "--numerics backend --option layout=v1"),
             model + "flashinfer_sm90_mxfp4_layout=v1_t2_s0_backend.safetensors");
   EXPECT_EQ(name(kSm90 + "--option layout=v1 --output f32"),
             model + "flashinfer_sm90_mxfp4_layout=v1_t2_s0_f32.safetensors");
+  const auto triton = [&](const std::string& kernel) {
+    return golden(folder, kDeepSeek + kTriton + "--layer 1 --tokens 2 --numerics replay" + kernel)
+        .file.filename()
+        .string();
+  };
+  const std::string sizes = "_BLOCK_SIZE_M=16_path=sgl100.safetensors";
+  EXPECT_THAT(triton(" --kernel path=sgl100 --kernel BLOCK_SIZE_M=16"), EndsWith(sizes));
+  EXPECT_EQ(triton(" --kernel BLOCK_SIZE_M=016 --kernel path=sgl100"),
+            triton(" --kernel path=sgl100 --kernel BLOCK_SIZE_M=16"));
 }
 
 TEST(GoldenNumerics, StoresAllThatTheyDependOn) {
@@ -215,6 +227,9 @@ TEST(Numerics, RefuseWhatDoesNotGoTogether) {
   expect_refused(run + kSm90 + "--numerics backend --option variant=humming",
                  {"variant=humming", "variant=w4a16"});
   expect_refused(run + " --backend triton_bf16 --numerics backend", {"triton_bf16", "mxfp4"});
+  expect_refused(run + " --backend triton_bf16", {"triton_bf16", "mxfp4"});
+  expect_refused(run + "--routing ''", {"--routing"});
+  expect_refused("golden " + kGptOss + " --routing '' -o nowhere", {"--routing"});
   expect_refused("run " + kNemotron +
                      " --tokens 1 --backend flashinfer_cutlass_fp8 --numerics replay --kernel "
                      "finalize=fused",
@@ -282,6 +297,9 @@ TEST(Numerics, RefuseBoundsThatAreNotTheirs) {
     expect_refused("golden " + kGptOss + kSm90 + "--bounds --numerics " + level + " -o " + out,
                    {"--bounds", "--numerics reference"});
   }
+  expect_refused("golden " + kDeepSeek + " --layer 1 --bounds --scale-in-combine -o " + out,
+                 {"--bounds", "--scale-in-combine"});
+  EXPECT_FALSE(fs::exists(out));
 }
 
 TEST(Numerics, OfAllBackendsLeaveOutThoseThatHaveNone) {
