@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "bench/blas.hpp"
 #include "io/counter_random.hpp"
 #include "quant/formats.hpp"
 #include "simd/kernels.hpp"
@@ -96,6 +97,7 @@ Operand random_activations(const char* form, std::int64_t rows, std::int64_t col
   m.rows = rows;
   m.cols = cols;
   m.codes.row_stride = cols;
+  if (std::string_view(form) == "mxfp4") return random_weight(form, rows, cols, seed);
   const bool f32 = std::string_view(form) == "f32";
   m.codes.format = f32 ? Format::f32 : Format::bf16;
   const auto low = draws(rows * cols, seed, "low");
@@ -147,21 +149,22 @@ double peak_f64_flops() {
   static const double measured = [] {
     // The GEMM kernel itself on operands that stay in the first cache is the honest peak of this
     // build's arithmetic.
-    constexpr std::size_t kRows = 8;
+    constexpr std::size_t kRows = simd::kMaxRowBlock;
     constexpr std::size_t kDepth = 128;
     const std::vector<double> a(kRows * kDepth, 1.0);
     const std::vector<double> panel(kDepth * simd::kPanelColumns, 1.0);
     std::vector<double> out(kRows * simd::kPanelColumns);
+    const simd::GemmKernels& kernels = *simd::active_kernels()->gemm;
     double best = 0.0;
     for (int repeat = 0; repeat < 20; ++repeat) {
       const auto begin = Clock::now();
       constexpr int kCalls = 2000;
       for (int call = 0; call < kCalls; ++call) {
-        simd::active_kernels()->dot_panel(a.data(), kDepth, kRows, panel.data(), kDepth,
-                                          out.data());
+        kernels.dot(a.data(), kernels.row_block, panel.data(), kDepth, false, out.data());
         benchmark::DoNotOptimize(out.data());
       }
-      const double flops = 2.0 * kCalls * kRows * kDepth * simd::kPanelColumns;
+      const double flops =
+          2.0 * kCalls * static_cast<double>(kernels.row_block * kDepth * simd::kPanelColumns);
       best = std::max(best, flops / seconds_since(begin));
     }
     return best;
@@ -172,6 +175,7 @@ double peak_f64_flops() {
 namespace {
 
 void add_context() {
+  benchmark::AddCustomContext("OpenBLAS kernels", blas_core());
   benchmark::AddCustomContext("instruction set", simd::active_kernels()->isa);
   benchmark::AddCustomContext("read bandwidth, 1 thread",
                               std::to_string(read_bandwidth() / 1e9) + " GB/s");

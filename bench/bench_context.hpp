@@ -19,7 +19,7 @@ struct Operand {
 Operand random_weight(const char* form, std::int64_t rows, std::int64_t cols, std::uint64_t seed);
 
 /// Activations N(0, 1): "bf16" or "f32" (f32 values have all 24 bits, as the stages of `reference`
-/// do).
+/// do); "mxfp4": as a weight.
 Operand random_activations(const char* form, std::int64_t rows, std::int64_t cols,
                            std::uint64_t seed);
 

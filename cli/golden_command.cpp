@@ -143,6 +143,7 @@ Written write_case(const fs::path& file, const fs::path& checkpoint, const MoeLa
   const GemmStatistics& statistics = computed.result.statistics;
   written.report["dots"] = {{"one_sum", statistics.one_sum},
                             {"split", statistics.split},
+                            {"estimated", statistics.estimated},
                             {"wide", statistics.wide},
                             {"not_finite", statistics.not_finite}};
   return written;
@@ -160,13 +161,15 @@ void print_summary(const Checkpoint& checkpoint, const std::vector<Written>& cas
                params["layer"].get<int>(), params["backend"].get<std::string>(),
                params["tokens"].get<int>(), params["top_k"].get<int>(),
                params["output"].get<std::string>(), params["numerics"].get<std::string>());
-    const std::int64_t exact =
-        dots["one_sum"].get<std::int64_t>() + dots["split"].get<std::int64_t>() +
-        dots["wide"].get<std::int64_t>() + dots["not_finite"].get<std::int64_t>();
+    std::int64_t exact = 0;
+    for (const nlohmann::json& count : dots) exact += count.get<std::int64_t>();
     if (exact != 0) {
-      fmt::print("    {} exact dot products: {} in one f64 sum, {} split, {} wide, {} not finite\n",
-                 exact, dots["one_sum"].get<std::int64_t>(), dots["split"].get<std::int64_t>(),
-                 dots["wide"].get<std::int64_t>(), dots["not_finite"].get<std::int64_t>());
+      fmt::print(
+          "    {} exact dot products: {} in one f64 sum, {} split, {} estimated, {} wide, {} not "
+          "finite\n",
+          exact, dots["one_sum"].get<std::int64_t>(), dots["split"].get<std::int64_t>(),
+          dots["estimated"].get<std::int64_t>(), dots["wide"].get<std::int64_t>(),
+          dots["not_finite"].get<std::int64_t>());
     }
     fmt::print("    sha256 of the output {}\n", written.report["final_sha256"].get<std::string>());
     fmt::print("    -> {}\n", written.file.string());

@@ -13,6 +13,7 @@
 #include "engine/exact/superaccumulator.hpp"
 #include "engine/operand.hpp"
 #include "engine/row_parts.hpp"
+#include "engine/weight_panel.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/parallel.hpp"
@@ -22,9 +23,35 @@
 namespace moeref {
 namespace {
 
-constexpr std::int64_t kColumns = static_cast<std::int64_t>(simd::kPanelColumns);
-
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+/// The scalar factors of an output behind its sum.
+struct Tail {
+  double factor = 1.0;  ///< 48 bits: exact
+  double weight = 1.0;
+  std::array<double, 4> multipliers{};  ///< these and the operands' global scales, but for ones
+  std::size_t multiplier_count = 0;
+  std::array<double, 2> divisors{};
+  std::size_t divisor_count = 0;
+  bool finite = true;
+};
+
+Tail tail_of(const ScaledMatrix& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue,
+             std::size_t row) {
+  Tail tail;
+  const double scale = epilogue.row_scales.empty() ? 1.0 : epilogue.row_scales[row];
+  tail.factor = scale * epilogue.factor;
+  if (!epilogue.row_weights.empty()) tail.weight = epilogue.row_weights[row];
+  tail.finite = std::isfinite(tail.factor) && std::isfinite(tail.weight);
+  for (const double multiplier :
+       {tail.factor, tail.weight, global_multiplier(x), global_multiplier(weight)}) {
+    if (multiplier != 1.0) tail.multipliers[tail.multiplier_count++] = multiplier;
+  }
+  for (const double divisor : {global_divisor(x), global_divisor(weight)}) {
+    if (divisor != 1.0) tail.divisors[tail.divisor_count++] = divisor;
+  }
+  return tail;
+}
 
 /// Everything that stays the same over the panels of one GEMM.
 struct Problem {
@@ -34,233 +61,396 @@ struct Problem {
   std::vector<std::int64_t> bounds;  ///< columns where segments begin, then K
   std::vector<Window> x_windows;     ///< [rows, segments]
   std::vector<double> x_scales;      ///< [rows, segments]: the wide scales
+  std::vector<int> x_bits;           ///< [rows]: that the sum over any segment spans
+  std::vector<Tail> tails;           ///< [rows]
   const simd::KernelTable& kernels;
+  const SlicedRows* sliced = nullptr;  ///< sums are those of whole numbers, where they are proved
 
-  std::int64_t segments() const { return static_cast<std::int64_t>(bounds.size()) - 1; }
+  std::int64_t segments() const { return std::ssize(bounds) - 1; }
   std::int64_t start(std::int64_t s) const { return bounds[to_size(s)]; }
-  std::int64_t length(std::int64_t s) const { return bounds[to_size(s + 1)] - start(s); }
+  std::int64_t end(std::int64_t s) const { return bounds[to_size(s + 1)]; }
   std::int64_t depth() const { return weight.cols; }
-};
-
-/// Up to 16 weight rows decoded side by side.
-struct Panel {
-  std::int64_t first = 0;
-  std::int64_t columns = 0;
-  std::vector<double> values;   ///< [K, 16]
-  std::vector<Window> windows;  ///< [segments, 16]
-  std::vector<double> scales;   ///< [segments, 16]: the wide scales
-  std::array<double, simd::kPanelColumns> bias{};
-  std::array<char, simd::kPanelColumns> finite{};
-  std::array<char, simd::kPanelColumns> wide{};  ///< spans too many bits for f64 sums
-};
-
-void decode_panel(const Problem& problem, OperandDecoder& decoder, std::int64_t first,
-                  Panel& panel) {
-  panel.first = first;
-  panel.columns = std::min(kColumns, problem.weight.rows - first);
-  panel.values.assign(to_size(problem.depth() * kColumns), 0.0);
-  panel.windows.assign(to_size(problem.segments() * kColumns), Window{});
-  panel.scales.assign(to_size(problem.segments() * kColumns), 1.0);
-  decoder.decode(first, panel.columns, panel.values.data(), 1, kColumns, panel.finite.data());
-  for (std::int64_t j = 0; j < panel.columns; ++j) {
-    double* column = panel.values.data() + j;
-    const ScaledMatrix& bias = problem.epilogue.bias;
-    panel.bias[to_size(j)] = bias ? element_at(bias, 0, first + j) : 0.0;
-    for (std::int64_t s = 0; s < problem.segments(); ++s) {
-      const std::int64_t at = s * kColumns + j;
-      // A column with NaN or infinity is computed apart. Its sums mean nothing and touch no other
-      // column.
-      if (panel.finite[to_size(j)] != 0) {
-        panel.windows[to_size(at)] =
-            window_of(column + problem.start(s) * kColumns, problem.length(s), kColumns);
-      }
-      panel.scales[to_size(at)] = wide_scale(problem.weight, first + j, problem.start(s));
-    }
+  const Window& window(std::int64_t row, std::int64_t s) const {
+    return x_windows[to_size(row * segments() + s)];
   }
+  double x_scale(std::int64_t row, std::int64_t s) const {
+    return x_scales[to_size(row * segments() + s)];
+  }
+};
+
+/// Sums of short significands often lie on midpoints of the output type, where no estimate decides.
+bool has_short_significands(const ScaledMatrix& matrix) {
+  constexpr int kShort = 12;
+  const bool narrow = matrix.scales && !has_wide_scales(matrix);
+  return info(matrix.codes.format).significand_bits +
+             (narrow ? info(matrix.scales->format).significand_bits : 0) <=
+         kShort;
 }
 
+/// |rounded sum of products - sum| / sum of |products| is at most this: the terms of a chunk one
+/// after the other, then the chunks.
+double sum_error(std::int64_t terms) {
+  const std::int64_t steps = std::min(terms, kDepthChunk) + terms / kDepthChunk + 16;
+  return static_cast<double>(steps) * 0x1p-52;
+}
+
+/// One panel of the result on its way.
+struct Panel {
+  PanelSurvey survey;
+  std::array<double, simd::kPanelColumns> bias{};
+  /// Columns that leave activations far less room than their neighbours: they must not cost them
+  /// their exact sums.
+  std::array<char, simd::kPanelColumns> wide{};
+  const RowParts* parts = nullptr;  ///< null: every row is one part
+  bool folds = false;               ///< several sums make one output
+  int room = 0;                     ///< bits that a row may span for exact sums in every column
+  bool finite = true;               ///< all columns with their biases
+  std::vector<double> sums;         ///< [part rows, kPanelColumns] of one segment
+  std::vector<double> high;         ///< [rows, kPanelColumns], where it folds; with low and error
+  std::vector<double> low;
+  std::vector<double> error;
+};
+
 /// Bits that the sum over an activation segment may span so that its dot with every column of the
-/// panel, but for the wide ones, is exact. A column is wide if it leaves far less room than its
-/// neighbours: it must not cost them their f64 sums.
+/// panel, but for the wide ones, is exact.
 int choose_room(Panel& panel) {
   constexpr int kFarLess = 8;
-  std::array<int, simd::kPanelColumns> spreads{};
-  for (std::size_t at = 0; at < panel.windows.size(); ++at) {
-    const Window& window = panel.windows[at];
-    int& spread = spreads[at % spreads.size()];
-    if (!window.empty) spread = std::max(spread, window.largest - window.lowest);
-  }
-  auto sorted = spreads;
-  std::sort(sorted.begin(), sorted.begin() + panel.columns);
-  const int usual = sorted[to_size(panel.columns / 2)];
+  const auto& spread = panel.survey.spread;
+  auto sorted = spread;
+  std::sort(sorted.begin(), sorted.begin() + panel.survey.columns);
+  const int usual = sorted[to_size(panel.survey.columns / 2)];
   int room = kSumBits;
-  for (std::size_t j = 0; j < to_size(panel.columns); ++j) {
-    panel.wide[j] = spreads[j] > usual + kFarLess ? 1 : 0;
-    if (panel.wide[j] == 0) room = std::min(room, kSumBits - spreads[j]);
+  for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {
+    panel.wide[j] = spread[j] > usual + kFarLess ? 1 : 0;
+    if (panel.wide[j] == 0) room = std::min(room, kSumBits - spread[j]);
   }
   return room;
 }
 
 struct Scratch {
-  std::optional<OperandDecoder> decoder;
-  Panel panel;
+  std::optional<WeightReader> reader;
+  std::vector<Panel> panels;
   std::map<int, RowParts> parts;  ///< by room: neighbouring panels mostly share a few
-  std::vector<double> sums;       ///< [segments, part rows, 16]
+  std::vector<double> weight_row;
   exact::LinearForm form;
 };
 
-/// The exact sums of a panel and what they round to.
+/// Panels that one task takes: their sums stay in the second cache while a chunk of the activations
+/// passes over them.
+constexpr std::int64_t kMostPanels = 16;
+
+/// Some panels of the result.
 class PanelJob {
  public:
-  PanelJob(const Problem& problem, Scratch& scratch) : problem_(problem), scratch_(scratch) {}
+  PanelJob(const Problem& problem, Scratch& scratch, float* out, std::int64_t out_stride)
+      : problem_(problem), scratch_(scratch), out_(out), out_stride_(out_stride) {
+    if (!scratch.reader) scratch.reader.emplace(problem.weight, problem.bounds, problem.kernels);
+  }
 
-  GemmStatistics run(std::int64_t first, float* out, std::int64_t out_stride) {
-    if (!scratch_.decoder) scratch_.decoder.emplace(problem_.weight);
-    decode_panel(problem_, *scratch_.decoder, first, scratch_.panel);
-    choose_parts();
-    sum_products();
-    for (std::int64_t i = 0; i < problem_.x.count(); ++i) {
-      for (std::int64_t j = 0; j < scratch_.panel.columns; ++j) {
-        out[i * out_stride + first + j] = finish(i, j);
+  /// Panels first .. first + count - 1.
+  GemmStatistics run(std::int64_t first, std::int64_t count) {
+    WeightReader& reader = *scratch_.reader;
+    constexpr std::size_t kMostCuts = 4;
+    if (scratch_.parts.size() > kMostCuts) scratch_.parts.clear();
+    scratch_.panels.resize(to_size(kMostPanels));
+    // Few activations stay in the second cache as a whole: then each weight row is read in one go.
+    constexpr std::int64_t kCached = 32768;
+    const bool few = problem_.x.count() * problem_.depth() <= kCached;
+    for (std::int64_t done = 0; done < count;) {
+      const std::int64_t step = reader.reads_any_panel() && !few ? count : 1;
+      const std::span<Panel> panels(scratch_.panels.data(), to_size(step));
+      for (std::int64_t i = 0; i < step; ++i) {
+        prepare(panels[to_size(i)], (first + done + i) * kPanelColumns);
       }
+      for (std::int64_t k = 0; k < problem_.depth(); k += kDepthChunk) {
+        const std::int64_t depth = std::min(kDepthChunk, problem_.depth() - k);
+        for (Panel& panel : panels) {
+          if (problem_.sliced != nullptr && panel.parts == nullptr) {
+            sum_slices(panel, k, depth);
+          } else {
+            sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
+          }
+        }
+      }
+      for (Panel& panel : panels) finish(panel);
+      done += step;
     }
     return statistics_;
   }
 
  private:
-  void choose_parts() {
-    constexpr std::size_t kMostCuts = 4;
-    const int room = choose_room(scratch_.panel);
-    parts_ = nullptr;
-    if (std::all_of(problem_.x_windows.begin(), problem_.x_windows.end(),
+  void prepare(Panel& panel, std::int64_t first) {
+    scratch_.reader->survey(first, panel.survey);
+    panel.room = kSumBits;
+    panel.finite = true;
+    for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {
+      const ScaledMatrix& bias = problem_.epilogue.bias;
+      panel.bias[j] = bias ? element_at(bias, 0, first + static_cast<std::int64_t>(j)) : 0.0;
+      panel.room = std::min(panel.room, kSumBits - panel.survey.spread[j]);
+      panel.finite = panel.finite && panel.survey.finite[j] != 0 && std::isfinite(panel.bias[j]);
+    }
+    choose_parts(panel);
+    panel.folds = panel.parts != nullptr || problem_.segments() > 1;
+    panel.sums.resize(to_size(rows_of(panel).rows() * kPanelColumns));
+    if (!panel.folds) return;
+    for (std::vector<double>* values : {&panel.high, &panel.low, &panel.error}) {
+      values->assign(to_size(problem_.x.count() * kPanelColumns), 0.0);
+    }
+  }
+
+  void choose_parts(Panel& panel) {
+    panel.parts = nullptr;
+    const int room = choose_room(panel);
+    if (!has_short_significands(problem_.x.matrix) ||
+        std::all_of(problem_.x_windows.begin(), problem_.x_windows.end(),
                     [room](const Window& window) { return fits(window, room); })) {
       return;
     }
-    const int shared_room =
-        room & ~3;  // a little less room than there is lets panels share one cut
+    const int shared_room = room & ~3;  // a little less room than there is: panels share one cut
     auto found = scratch_.parts.find(shared_room);
     if (found == scratch_.parts.end()) {
-      if (scratch_.parts.size() == kMostCuts) scratch_.parts.clear();
-      found = scratch_.parts
-                  .emplace(shared_room,
-                           cut_rows(problem_.x.values, problem_.x.count(), problem_.depth(),
-                                    problem_.bounds, problem_.x_windows, shared_room))
-                  .first;
+      found =
+          scratch_.parts
+              .emplace(shared_room, cut_rows(problem_.x.values, problem_.bounds, problem_.x_windows,
+                                             shared_room, *problem_.kernels.gemm))
+              .first;
     }
-    parts_ = &found->second;
+    panel.parts = &found->second;
   }
 
-  std::int64_t part_begin(std::int64_t row) const {
-    return parts_ == nullptr ? row : parts_->begin[to_size(row)];
+  const PackedRows& rows_of(const Panel& panel) const {
+    return panel.parts == nullptr ? problem_.x.values : panel.parts->values;
+  }
+  std::int64_t part_begin(const Panel& panel, std::int64_t row) const {
+    return panel.parts == nullptr ? row : panel.parts->begin[to_size(row)];
   }
 
-  double& sum_at(std::int64_t segment, std::int64_t part) {
-    return scratch_.sums[to_size((segment * part_begin(problem_.x.count()) + part) * kColumns)];
-  }
-
-  void sum_products() {
-    const std::vector<double>& values = parts_ == nullptr ? problem_.x.values : parts_->values;
-    const std::int64_t parts = part_begin(problem_.x.count());
-    scratch_.sums.resize(to_size(problem_.segments() * parts * kColumns));
-    for (std::int64_t s = 0; s < problem_.segments(); ++s) {
-      const std::int64_t start = problem_.start(s);
-      problem_.kernels.dot_panel(values.data() + start, to_size(problem_.depth()), to_size(parts),
-                                 scratch_.panel.values.data() + start * kColumns,
-                                 to_size(problem_.length(s)), &sum_at(s, 0));
+  /// Columns k .. k + depth - 1 of the activations with `weights` [depth, kPanelColumns].
+  void sum_chunk(Panel& panel, const double* weights, std::int64_t k, std::int64_t depth) {
+    const PackedRows& rows = rows_of(panel);
+    for (std::int64_t s = first_segment(k);
+         s < problem_.segments() && problem_.start(s) < k + depth; ++s) {
+      const std::int64_t begin = std::max(problem_.start(s), k);
+      const std::int64_t end = std::min(problem_.end(s), k + depth);
+      for (std::int64_t row = 0; row < rows.rows(); row += rows.row_block()) {
+        problem_.kernels.gemm->dot(rows.column(row, begin), to_size(rows.block_rows(row)),
+                                   weights + (begin - k) * kPanelColumns, to_size(end - begin),
+                                   begin != problem_.start(s),
+                                   panel.sums.data() + row * kPanelColumns);
+      }
+      if (panel.folds && end == problem_.end(s)) fold(panel, s);
     }
   }
 
-  float finish(std::int64_t i, std::int64_t j) {
+  /// The same by whole numbers, where there is one segment; blocks that have none by f64.
+  void sum_slices(Panel& panel, std::int64_t k, std::int64_t depth) {
+    const PackedRows& rows = problem_.x.values;
+    const std::int64_t cols = problem_.sliced->block_cols();
+    const std::int64_t count = (depth + cols - 1) / cols;
+    if (k == 0) std::fill(panel.sums.begin(), panel.sums.end(), 0.0);
+    const WeightReader::Slices slices = scratch_.reader->decode_slices(panel.survey, k, depth);
+    const double* weights = nullptr;
+    for (std::int64_t row = 0; row < rows.rows(); row += rows.row_block()) {
+      const simd::SliceBlock* blocks = problem_.sliced->blocks(row, k);
+      double* sums = panel.sums.data() + row * kPanelColumns;
+      problem_.kernels.slices->dot(blocks, to_size(count), to_size(cols) / simd::kSliceStep,
+                                   to_size(rows.block_rows(row)), slices.weights, slices.scales,
+                                   sums);
+      for (std::int64_t b = 0; b < count; ++b) {
+        if (blocks[b].slices != 0) continue;
+        if (weights == nullptr) weights = scratch_.reader->decode(panel.survey, k, depth);
+        problem_.kernels.gemm->dot(rows.column(row, k + b * cols), to_size(rows.block_rows(row)),
+                                   weights + b * cols * kPanelColumns,
+                                   to_size(std::min(cols, depth - b * cols)), true, sums);
+      }
+    }
+  }
+
+  std::int64_t first_segment(std::int64_t k) const {
+    const auto after = std::upper_bound(problem_.bounds.begin(), problem_.bounds.end(), k);
+    return after - problem_.bounds.begin() - 1;
+  }
+
+  /// The sums of a segment, times the f32 scales of that segment, to the outputs.
+  void fold(Panel& panel, std::int64_t s) {
+    const double* scales = panel.survey.scales.data() + s * kPanelColumns;
+    for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+      double* error = panel.error.data() + row * kPanelColumns;
+      const double scale = problem_.x_scale(row, s);
+      for (std::int64_t part = part_begin(panel, row); part < part_begin(panel, row + 1); ++part) {
+        problem_.kernels.gemm->add_segment(panel.sums.data() + part * kPanelColumns, scales, scale,
+                                           panel.high.data() + row * kPanelColumns,
+                                           panel.low.data() + row * kPanelColumns, error);
+      }
+      for (std::int64_t j = 0; j < panel.survey.columns; ++j) {
+        const double bound = estimate_error(panel, row, s, j);
+        if (bound != 0.0) error[j] += bound * std::fabs(scale * scales[j]) * (1.0 + 0x1p-40);
+      }
+    }
+  }
+
+  /// 0: the sum is exact. Else what the f64 sum of a row and a column over a segment can be wrong
+  /// by.
+  double estimate_error(const Panel& panel, std::int64_t row, std::int64_t s,
+                        std::int64_t j) const {
+    const Window& window = problem_.window(row, s);
+    const bool cut = panel.parts != nullptr && panel.parts->possible[to_size(row)] != 0;
+    if (cut && panel.wide[to_size(j)] == 0) return 0.0;
+    if (fits(window, kSumBits - panel.survey.spread[to_size(j)])) return 0.0;
+    return window.total * panel.survey.largest[to_size(s * kPanelColumns + j)] *
+           sum_error(problem_.end(s) - problem_.start(s));
+  }
+
+  void finish(Panel& panel) {
+    for (std::int64_t row = 0; row < problem_.x.count(); ++row) finish_row(panel, row);
+  }
+
+  void finish_row(Panel& panel, std::int64_t row) {
     const GemmEpilogue& epilogue = problem_.epilogue;
-    const std::int64_t n = scratch_.panel.first + j;
-    const double bias = scratch_.panel.bias[to_size(j)];
-    const double residual =
-        epilogue.residual != nullptr ? epilogue.residual[i * epilogue.residual_stride + n] : 0.0;
-    const double scale = epilogue.row_scales.empty() ? 1.0 : epilogue.row_scales[to_size(i)];
-    const double weight = epilogue.row_weights.empty() ? 1.0 : epilogue.row_weights[to_size(i)];
-    const double factor = scale * epilogue.factor;  // 48 bits: exact
-    if (problem_.x.finite[to_size(i)] == 0 || scratch_.panel.finite[to_size(j)] == 0 ||
-        !std::isfinite(factor) || !std::isfinite(weight) || !std::isfinite(bias) ||
-        !std::isfinite(residual)) {
-      ++statistics_.not_finite;
-      return class_of_ieee_sum(i, j, factor, bias, weight, residual);
+    const std::int64_t columns = panel.survey.columns;
+    const Tail& tail = problem_.tails[to_size(row)];
+    const bool proved = problem_.x_bits[to_size(row)] <= panel.room;
+    double addends[2][simd::kPanelColumns] = {};
+    simd::FinishTerms terms;
+    terms.multipliers = tail.multipliers.data();
+    terms.multiplier_count = tail.multiplier_count;
+    terms.divisors = tail.divisors.data();
+    terms.divisor_count = tail.divisor_count;
+    if (epilogue.bias) {
+      terms.addends[0] = addends[0];
+      for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
+        addends[0][j] = panel.bias[j] * tail.weight;  // 48 bits: exact
+      }
     }
+    bool finite = panel.finite && problem_.x.finite[to_size(row)] != 0 && tail.finite;
+    if (epilogue.residual != nullptr) {
+      terms.addends[1] = addends[1];
+      const float* residual =
+          epilogue.residual + row * epilogue.residual_stride + panel.survey.first;
+      for (std::size_t j = 0; j < to_size(columns); ++j) {
+        addends[1][j] = residual[j];
+        finite = finite && std::isfinite(residual[j]);
+      }
+    }
+    double error[simd::kPanelColumns] = {};
+    if (panel.folds) {
+      terms.high = panel.high.data() + row * kPanelColumns;
+      terms.low = panel.low.data() + row * kPanelColumns;
+      terms.error = panel.error.data() + row * kPanelColumns;
+    } else {
+      terms.high = panel.sums.data() + row * kPanelColumns;
+      terms.row_scale = problem_.x_scale(row, 0);
+      if (has_wide_scales(problem_.weight)) terms.column_scales = panel.survey.scales.data();
+      if (!proved) {
+        for (std::int64_t j = 0; j < columns; ++j) error[j] = estimate_error(panel, row, 0, j);
+        terms.error = error;
+      }
+    }
+    float values[simd::kPanelColumns];
+    const std::uint32_t doubts = problem_.kernels.gemm->finish(terms, output_type(), values);
+    float* out = out_ + row * out_stride_ + panel.survey.first;
+    std::copy_n(values, columns, out);
+    if (finite && proved && doubts == 0) {
+      statistics_.one_sum += columns;
+      return;
+    }
+    for (std::int64_t j = 0; j < columns; ++j) {
+      if (!finite && !is_finite(panel, row, j, addends[1][j])) {
+        ++statistics_.not_finite;
+        out[j] = class_of_ieee_sum(panel, row, j, addends[1][j]);
+      } else if ((doubts >> j & 1) != 0) {
+        ++statistics_.wide;
+        out[j] = by_superaccumulator(panel, row, j, {addends[0][j], addends[1][j]});
+      } else {
+        ++counter(panel, row, j);
+      }
+    }
+  }
+
+  bool is_finite(const Panel& panel, std::int64_t row, std::int64_t j, double residual) const {
+    return problem_.x.finite[to_size(row)] != 0 && problem_.tails[to_size(row)].finite &&
+           panel.survey.finite[to_size(j)] != 0 && std::isfinite(panel.bias[to_size(j)]) &&
+           std::isfinite(residual);
+  }
+
+  simd::OutputType output_type() const {
+    switch (problem_.epilogue.output) {
+      case Format::bf16:
+        return {8, -126, 127};
+      case Format::f16:
+        return {11, -14, 15};
+      default:
+        return {24, -126, 127};
+    }
+  }
+
+  std::int64_t& counter(const Panel& panel, std::int64_t row, std::int64_t j) {
+    for (std::int64_t s = 0; s < problem_.segments(); ++s) {
+      if (estimate_error(panel, row, s, j) != 0.0) return statistics_.estimated;
+    }
+    const bool one = part_begin(panel, row + 1) - part_begin(panel, row) == 1;
+    return one ? statistics_.one_sum : statistics_.split;
+  }
+
+  float by_superaccumulator(const Panel& panel, std::int64_t row, std::int64_t j,
+                            std::array<double, 2> addends) {
+    const Tail& tail = problem_.tails[to_size(row)];
     exact::LinearForm& form = scratch_.form;
     form.clear();
-    collect_products(i, j);
-    form.multiply_by(factor);
-    form.multiply_by(weight);
-    for (const ScaledMatrix* operand : {&problem_.x.matrix, &problem_.weight}) {
-      form.multiply_by(global_multiplier(*operand));
-      form.divide_by(global_divisor(*operand));
-    }
-    form.add(bias * weight);  // 48 bits: exact
-    form.add(residual);
-    return form.round(epilogue.output);
-  }
-
-  /// The exact sum of each segment, times the f32 scales of that segment.
-  void collect_products(std::int64_t i, std::int64_t j) {
-    const bool cut = scratch_.panel.wide[to_size(j)] == 0 &&
-                     (parts_ == nullptr || parts_->possible[to_size(i)] != 0);
-    const std::int64_t begin = part_begin(i);
-    const std::int64_t end = part_begin(i + 1);
-    ++(!cut ? statistics_.wide : end - begin == 1 ? statistics_.one_sum : statistics_.split);
+    read_weight_row(panel, j);
     for (std::int64_t s = 0; s < problem_.segments(); ++s) {
-      const double scale = problem_.x_scales[to_size(i * problem_.segments() + s)] *
-                           scratch_.panel.scales[to_size(s * kColumns + j)];  // 48 bits: exact
-      if (!cut) {
-        add_wide_sum(scale, i, j, s);
-        continue;
+      const double scale = problem_.x_scale(row, s) *
+                           panel.survey.scales[to_size(s * kPanelColumns + j)];  // 48 bits: exact
+      exact::Superaccumulator accumulator;
+      for (std::int64_t k = problem_.start(s); k < problem_.end(s); ++k) {
+        accumulator.add(problem_.x.values.at(row, k) *
+                        scratch_.weight_row[to_size(k)]);  // <= 48 bits: exact
       }
-      for (std::int64_t part = begin; part < end; ++part) {
-        const double sum = (&sum_at(s, part))[j];
-        if (sum != 0.0) scratch_.form.add_product(scale, sum);
+      exact::Dyadic rest = accumulator.total();
+      while (!rest.is_zero()) {
+        const exact::Dyadic head = rest.truncated(kSumBits);
+        form.add_product(scale, head.to_double_odd());  // exact: it has at most 53 bits
+        rest -= head;
       }
     }
+    for (std::size_t i = 0; i < tail.multiplier_count; ++i) form.multiply_by(tail.multipliers[i]);
+    for (std::size_t i = 0; i < tail.divisor_count; ++i) form.divide_by(tail.divisors[i]);
+    for (const double addend : addends) form.add(addend);
+    return form.round(problem_.epilogue.output);
   }
 
-  void add_wide_sum(double scale, std::int64_t i, std::int64_t j, std::int64_t s) {
-    exact::Superaccumulator accumulator;
-    const double* row = problem_.x.row(i);
-    for (std::int64_t k = problem_.start(s); k < problem_.bounds[to_size(s + 1)]; ++k) {
-      accumulator.add(row[k] *
-                      scratch_.panel.values[to_size(k * kColumns + j)]);  // <= 48 bits: exact
-    }
-    exact::Dyadic rest = accumulator.total();
-    while (!rest.is_zero()) {
-      const exact::Dyadic head = rest.truncated(kSumBits);
-      scratch_.form.add_product(scale, head.to_double_odd());  // exact: it has at most 53 bits
-      rest -= head;
-    }
+  void read_weight_row(const Panel& panel, std::int64_t j) {
+    scratch_.weight_row.resize(to_size(problem_.depth()));
+    scratch_.reader->decode_row(panel.survey.first + j, scratch_.weight_row);
   }
 
   /// NaN, +inf or -inf as the IEEE sum of the whole products has it, all factors of a product
   /// included. As long as products of finite factors stay inside the f64 range (eight factors
   /// near the end of f32's do not), the operands alone decide, and no order matters.
-  float class_of_ieee_sum(std::int64_t i, std::int64_t j, double factor, double bias, double weight,
-                          double residual) const {
+  float class_of_ieee_sum(const Panel& panel, std::int64_t row, std::int64_t j, double residual) {
+    read_weight_row(panel, j);
+    const Tail& tail = problem_.tails[to_size(row)];
     const double x_factor =
         global_multiplier(problem_.x.matrix) / global_divisor(problem_.x.matrix);
     const double w_factor = global_multiplier(problem_.weight) / global_divisor(problem_.weight);
-    const double* activations = problem_.x.row(i);
-    double sum = bias;
+    double sum = panel.bias[to_size(j)];
     for (std::int64_t s = 0; s < problem_.segments() && !std::isnan(sum); ++s) {
-      const double x_scale = problem_.x_scales[to_size(i * problem_.segments() + s)] * x_factor;
-      const double w_scale = scratch_.panel.scales[to_size(s * kColumns + j)] * w_factor;
-      for (std::int64_t k = problem_.start(s); k < problem_.bounds[to_size(s + 1)]; ++k) {
-        sum += (activations[k] * x_scale) *
-               (scratch_.panel.values[to_size(k * kColumns + j)] * w_scale) * factor;
+      const double x_scale = problem_.x_scale(row, s) * x_factor;
+      const double w_scale = panel.survey.scales[to_size(s * kPanelColumns + j)] * w_factor;
+      for (std::int64_t k = problem_.start(s); k < problem_.end(s); ++k) {
+        sum += (problem_.x.values.at(row, k) * x_scale) *
+               (scratch_.weight_row[to_size(k)] * w_scale) * tail.factor;
       }
     }
-    sum = sum * weight + residual;
+    sum = sum * tail.weight + residual;
     return std::isnan(sum) ? exact::canonical_nan() : static_cast<float>(sum);
   }
 
   const Problem& problem_;
   Scratch& scratch_;
+  float* out_;
+  std::int64_t out_stride_;
   GemmStatistics statistics_;
-  const RowParts* parts_ = nullptr;  ///< null: every row is one part
 };
 
 const simd::KernelTable& chosen_kernels() {
@@ -290,15 +480,25 @@ Problem describe(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilo
     fail(weight.name, "is given {} row factors for {} rows", rows.size(), x.rows.size());
   }
   const std::array<const ScaledMatrix*, 2> operands{&x.matrix, &weight};
-  Problem problem{x,  weight, epilogue,        segment_bounds(operands, weight.cols),
-                  {}, {},     chosen_kernels()};
+  Problem problem{x,  weight,           epilogue, segment_bounds(operands, weight.cols), {}, {}, {},
+                  {}, chosen_kernels(), nullptr};
+  std::vector<double> row(to_size(weight.cols));
   for (std::int64_t i = 0; i < x.count(); ++i) {
+    x.values.get(i, row);
+    int bits = 0;
     for (std::int64_t s = 0; s < problem.segments(); ++s) {
       const bool finite = x.finite[to_size(i)] != 0;
-      problem.x_windows.push_back(
-          finite ? window_of(x.row(i) + problem.start(s), problem.length(s), 1) : Window{});
+      const Window window =
+          finite ? window_of(std::span(row).subspan(to_size(problem.start(s)),
+                                                    to_size(problem.end(s) - problem.start(s))),
+                             *problem.kernels.gemm)
+                 : Window{};
+      if (!window.empty) bits = std::max(bits, window.sum - window.lowest);
+      problem.x_windows.push_back(window);
       problem.x_scales.push_back(wide_scale(x.matrix, x.rows[to_size(i)], problem.start(s)));
     }
+    problem.x_bits.push_back(bits);
+    problem.tails.push_back(tail_of(x.matrix, weight, epilogue, to_size(i)));
   }
   return problem;
 }
@@ -308,20 +508,30 @@ Problem describe(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilo
 GemmInput::GemmInput(const ScaledMatrix& input, std::span<const std::int64_t> selected)
     : matrix(input),
       rows(selected.begin(), selected.end()),
-      values(rows.size() * to_size(input.cols)),
+      values(std::ssize(rows), input.cols,
+             static_cast<std::int64_t>(chosen_kernels().gemm->row_block)),
       finite(rows.size()) {
   const simd::DefaultFloatEnvironment environment;
   check_storage(matrix);
   OperandDecoder decoder(matrix);
+  std::vector<double> row(to_size(matrix.cols));
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    double* row = values.data() + i * to_size(matrix.cols);
-    decoder.decode(rows[i], 1, row, matrix.cols, 1, &finite[i]);
+    decoder.decode(rows[i], 1, row.data(), 0, 1, &finite[i]);
+    values.put(static_cast<std::int64_t>(i), row);
   }
+}
+
+const SlicedRows& GemmInput::sliced(std::int64_t block_cols) const {
+  if (sliced_ == nullptr || sliced_->block_cols() != block_cols) {
+    sliced_ = std::make_unique<const SlicedRows>(values, finite, block_cols);
+  }
+  return *sliced_;
 }
 
 GemmStatistics& GemmStatistics::operator+=(const GemmStatistics& other) {
   one_sum += other.one_sum;
   split += other.split;
+  estimated += other.estimated;
   wide += other.wide;
   not_finite += other.not_finite;
   return *this;
@@ -330,17 +540,28 @@ GemmStatistics& GemmStatistics::operator+=(const GemmStatistics& other) {
 void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue, float* out,
           std::int64_t out_stride, int threads, GemmStatistics* statistics) {
   const simd::DefaultFloatEnvironment environment;
-  const Problem problem = describe(x, weight, epilogue);
+  Problem problem = describe(x, weight, epilogue);
   if (x.count() == 0) return;
+  if (problem.kernels.slices != nullptr && problem.segments() == 1 &&
+      has_short_significands(x.matrix)) {
+    const std::int64_t cols = WeightReader(weight, problem.bounds, problem.kernels).slice_cols();
+    if (cols != 0) problem.sliced = &x.sliced(cols);
+  }
+  const std::int64_t panels = (weight.rows + kPanelColumns - 1) / kPanelColumns;
+  // Some tasks for every thread, so that none waits long for another.
+  constexpr std::int64_t kTasks = 4;
+  const std::int64_t step =
+      std::clamp<std::int64_t>(panels / (kTasks * thread_count(threads)), 1, kMostPanels);
   std::mutex guard;
-  parallel_for<Scratch>((weight.rows + kColumns - 1) / kColumns, threads,
-                        [&](std::int64_t panel, Scratch& scratch) {
-                          const GemmStatistics counts =
-                              PanelJob(problem, scratch).run(panel * kColumns, out, out_stride);
-                          if (statistics == nullptr) return;
-                          const std::lock_guard<std::mutex> lock(guard);
-                          *statistics += counts;
-                        });
+  parallel_for<Scratch>(
+      (panels + step - 1) / step, threads, [&](std::int64_t task, Scratch& scratch) {
+        const std::int64_t first = task * step;
+        const GemmStatistics counts =
+            PanelJob(problem, scratch, out, out_stride).run(first, std::min(step, panels - first));
+        if (statistics == nullptr) return;
+        const std::lock_guard<std::mutex> lock(guard);
+        *statistics += counts;
+      });
 }
 
 }  // namespace moeref

@@ -1,9 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "engine/packed_rows.hpp"
+#include "engine/sliced_rows.hpp"
 #include "quant/scaled_matrix.hpp"
 
 namespace moeref {
@@ -14,11 +17,16 @@ struct GemmInput {
 
   ScaledMatrix matrix;
   std::vector<std::int64_t> rows;
-  std::vector<double> values;  ///< [rows, cols]: code * narrow scale
-  std::vector<char>
-      finite;  ///< per row: no NaN or infinity in values or scales; 0 = it is computed apart
+  PackedRows values;         ///< code * narrow scale
+  std::vector<char> finite;  ///< per row: no NaN or infinity in values or scales; 0 = it is
+                             ///< computed apart
   std::int64_t count() const { return static_cast<std::int64_t>(rows.size()); }
-  const double* row(std::int64_t i) const { return values.data() + i * matrix.cols; }
+
+  /// The rows in digits; made at the first call for a block size. Not for several threads at once.
+  const SlicedRows& sliced(std::int64_t block_cols) const;
+
+ private:
+  mutable std::unique_ptr<const SlicedRows> sliced_;
 };
 
 /// What the bare dot product becomes before the one rounding.
@@ -35,9 +43,10 @@ struct GemmEpilogue {
 
 /// How many results each path decided; sums over calls if the caller keeps one.
 struct GemmStatistics {
-  std::int64_t one_sum = 0;  ///< window proof held for the plain f64 sum
-  std::int64_t split = 0;    ///< proof held after splitting the activation row
-  std::int64_t wide = 0;     ///< element by element in a superaccumulator
+  std::int64_t one_sum = 0;    ///< window proof held for the plain f64 sum
+  std::int64_t split = 0;      ///< proof held after splitting the activation row
+  std::int64_t estimated = 0;  ///< a rounded f64 sum, all that it can be wrong by rounds the same
+  std::int64_t wide = 0;       ///< element by element in a superaccumulator
   std::int64_t not_finite = 0;
 
   GemmStatistics& operator+=(const GemmStatistics& other);
@@ -51,9 +60,10 @@ struct GemmStatistics {
 ///
 /// Inside a segment of K (one f32 scale) the products are summed in f64. The window proof (sum |a|
 /// * max |w| <= 2^53 * lowest bit of a * lowest bit of w) makes that sum exact in any order. Where
-/// it fails, the activation row is cut by magnitude into parts for which it holds; weight rows that
-/// span far more bits than their neighbours go through a superaccumulator. Error: sizes of the
-/// operands that disagree; storage that cannot be (`check_storage`).
+/// it fails for activations of few bits, whose sums often lie on midpoints, the row is cut by
+/// magnitude into parts for which it holds. Else the sum is an estimate with a bound of its error;
+/// if the bound leaves a doubt, a superaccumulator decides. Error: sizes of the operands that
+/// disagree; storage that cannot be (`check_storage`).
 void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue, float* out,
           std::int64_t out_stride, int threads, GemmStatistics* statistics = nullptr);
 

@@ -10,22 +10,6 @@
 namespace moeref {
 namespace {
 
-/// Smallest e with value <= 2^e, for a finite value > 0.
-int exponent_above(double value) {
-  int exponent;
-  const double fraction = std::frexp(value, &exponent);  // [0.5, 1)
-  return fraction == 0.5 ? exponent - 1 : exponent;
-}
-
-/// Exponent of the lowest set bit of a finite non-zero value.
-int lowest_exponent(double value) {
-  const auto bits = std::bit_cast<std::uint64_t>(value);
-  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
-  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
-  const std::uint64_t significand = field == 0 ? fraction : fraction | (1ull << 52);
-  return (field == 0 ? 1 : field) - 1075 + std::countr_zero(significand);
-}
-
 /// First column after `col` where the block of scales changes, at most `cols`.
 std::int64_t block_end(const ScaledMatrix& matrix, std::int64_t col) {
   const ScaleGrid& scales = *matrix.scales;
@@ -35,27 +19,35 @@ std::int64_t block_end(const ScaledMatrix& matrix, std::int64_t col) {
 
 }  // namespace
 
-Window window_of(const double* values, std::int64_t count, std::int64_t stride) {
+int exponent_above(double value) {
+  int exponent;
+  const double fraction = std::frexp(value, &exponent);  // [0.5, 1)
+  return fraction == 0.5 ? exponent - 1 : exponent;
+}
+
+int lowest_exponent(double value) {
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
+  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
+  const std::uint64_t significand = field == 0 ? fraction : fraction | (1ull << 52);
+  return (field == 0 ? 1 : field) - 1075 + std::countr_zero(significand);
+}
+
+Window window_of(std::span<const double> values, const simd::GemmKernels& kernels) {
+  double lowest;
+  double largest;
+  double sum;
+  kernels.window(values.data(), values.size(), &lowest, &largest, &sum);
   Window window;
-  double largest = 0.0;
-  double sum = 0.0;
-  int lowest = 2000;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const double value = values[i * stride];
-    if (value == 0.0) continue;
-    const double size = std::fabs(value);
-    largest = std::max(largest, size);
-    sum += size;
-    lowest = std::min(lowest, lowest_exponent(value));
-  }
   if (largest == 0.0) return window;
   window.empty = false;
-  window.lowest = lowest;
+  window.lowest = lowest_exponent(lowest);
   window.largest = exponent_above(largest);
   // The rounded sum of n non-negative terms is off by at most a factor 1 +- n 2^-53.
-  const double upper = sum * (1.0 + 0x1p-51 * static_cast<double>(count + 2));
-  const bool exact = exponent_above(upper) - lowest <= 53;  // then every partial sum was exact
-  window.sum = exponent_above(exact ? sum : upper);
+  const double upper = sum * (1.0 + 0x1p-51 * static_cast<double>(values.size() + 2));
+  const bool exact = exponent_above(upper) - window.lowest <= 53;  // then so was every partial sum
+  window.total = exact ? sum : upper;
+  window.sum = exponent_above(window.total);
   return window;
 }
 

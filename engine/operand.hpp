@@ -6,19 +6,26 @@
 
 #include "quant/row_decoder.hpp"
 #include "quant/scaled_matrix.hpp"
+#include "simd/gemm.hpp"
 
 namespace moeref {
 
 /// Where the values of one row of an operand lie inside one segment of K, as powers of two.
 struct Window {
-  int lowest = 0;     ///< every non-zero value is a multiple of 2^lowest
-  int largest = 0;    ///< every |value| <= 2^largest
-  int sum = 0;        ///< the sum of all |value| <= 2^sum
-  bool empty = true;  ///< all values are zero; the rest means nothing
+  int lowest = 0;      ///< every non-zero value is a multiple of 2^lowest
+  int largest = 0;     ///< every |value| <= 2^largest
+  int sum = 0;         ///< the sum of all |value| <= 2^sum
+  double total = 0.0;  ///< an upper bound of that sum
+  bool empty = true;   ///< all values are zero; the rest means nothing
 };
 
-/// The window of `count` finite values that lie `stride` apart.
-Window window_of(const double* values, std::int64_t count, std::int64_t stride);
+/// Smallest e with value <= 2^e, for a finite value > 0.
+int exponent_above(double value);
+/// Exponent of the lowest set bit of a finite non-zero value.
+int lowest_exponent(double value);
+
+/// The window of finite values.
+Window window_of(std::span<const double> values, const simd::GemmKernels& kernels);
 
 /// Wide block scales (f32) stay outside the exact sums and multiply them afterwards. Narrow ones
 /// (E8M0, E4M3, bf16, f16) are folded into the values, if code and scale together have at most 24

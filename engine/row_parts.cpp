@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 namespace moeref {
 namespace {
@@ -24,8 +25,7 @@ void move_multiples(std::span<double> rest, double* part, int lowest) {
 
 /// Spreads one segment of a row over as many parts as it needs. False if kMaxParts are not enough.
 bool cut_segment(std::span<double> rest, Window window, int room, std::size_t first_col,
-                 std::size_t cols, std::vector<Part>& parts) {
-  const auto count = static_cast<std::int64_t>(rest.size());
+                 std::size_t cols, const simd::GemmKernels& kernels, std::vector<Part>& parts) {
   for (std::size_t p = 0; !window.empty; ++p) {
     if (p == kMaxParts) return false;
     if (p == parts.size()) parts.emplace_back(cols, 0.0);
@@ -35,37 +35,43 @@ bool cut_segment(std::span<double> rest, Window window, int room, std::size_t fi
       return true;
     }
     move_multiples(rest, part, window.sum - room);
-    window = window_of(rest.data(), count, 1);
+    window = window_of(rest, kernels);
   }
   return true;
 }
 
 }  // namespace
 
-RowParts cut_rows(std::span<const double> values, std::int64_t rows, std::int64_t cols,
-                  std::span<const std::int64_t> bounds, std::span<const Window> windows, int room) {
+RowParts cut_rows(const PackedRows& rows, std::span<const std::int64_t> bounds,
+                  std::span<const Window> windows, int room, const simd::GemmKernels& kernels) {
   RowParts result;
-  result.room = room;
   result.begin.push_back(0);
-  result.possible.assign(static_cast<std::size_t>(rows), 1);
+  result.possible.assign(static_cast<std::size_t>(rows.rows()), 1);
   const std::size_t segments = bounds.size() - 1;
-  const auto width = static_cast<std::size_t>(cols);
-  for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row) {
+  const auto width = static_cast<std::size_t>(rows.cols());
+  std::vector<Part> all;
+  std::vector<double> values(width);
+  for (std::size_t row = 0; row < result.possible.size(); ++row) {
+    rows.get(static_cast<std::int64_t>(row), values);
     std::vector<Part> parts(1, Part(width, 0.0));
     for (std::size_t s = 0; s < segments && result.possible[row] != 0; ++s) {
       const auto from = static_cast<std::size_t>(bounds[s]);
       const auto to = static_cast<std::size_t>(bounds[s + 1]);
-      const auto segment = values.subspan(row * width + from, to - from);
-      std::vector<double> rest(segment.begin(), segment.end());
-      if (!cut_segment(rest, windows[row * segments + s], room, from, width, parts)) {
+      const std::span<double> rest = std::span(values).subspan(from, to - from);
+      if (!cut_segment(rest, windows[row * segments + s], room, from, width, kernels, parts)) {
         result.possible[row] = 0;
-        parts.resize(1);
       }
     }
-    for (const Part& part : parts) {
-      result.values.insert(result.values.end(), part.begin(), part.end());
+    if (result.possible[row] == 0) {
+      parts.assign(1, Part(width, 0.0));
+      rows.get(static_cast<std::int64_t>(row), parts.front());
     }
-    result.begin.push_back(result.begin.back() + static_cast<std::int64_t>(parts.size()));
+    result.begin.push_back(result.begin.back() + std::ssize(parts));
+    std::move(parts.begin(), parts.end(), std::back_inserter(all));
+  }
+  result.values = PackedRows(std::ssize(all), rows.cols(), rows.row_block());
+  for (std::size_t part = 0; part < all.size(); ++part) {
+    result.values.put(static_cast<std::int64_t>(part), all[part]);
   }
   return result;
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/operand.hpp"
+#include "engine/packed_rows.hpp"
 
 namespace moeref {
 
@@ -20,17 +21,15 @@ inline bool fits(const Window& window, int room) {
 /// segment by segment. The dot product of each part with weights that span at most 53 - room bits
 /// is then an exact f64 sum.
 struct RowParts {
-  int room = -1;               ///< for which this cut was made; -1 = none yet
-  std::vector<double> values;  ///< [total parts, cols]
+  PackedRows values;  ///< [total parts, cols]
   std::vector<std::int64_t>
       begin;                   ///< [rows + 1]: row i has the parts begin[i] .. begin[i + 1] - 1
-  std::vector<char> possible;  ///< [rows]: 0 = it would take too many parts; the row's values are
-                               ///< then meaningless
+  std::vector<char> possible;  ///< [rows]: 0 = it would take too many parts and is whole
 };
 
-/// Cuts `rows` rows [rows, cols] into parts that fit `room`. `bounds` are the segments' columns,
-/// `windows` [rows, segments].
-RowParts cut_rows(std::span<const double> values, std::int64_t rows, std::int64_t cols,
-                  std::span<const std::int64_t> bounds, std::span<const Window> windows, int room);
+/// Cuts rows into parts that fit `room`. `bounds` are the segments' columns, `windows` [rows,
+/// segments].
+RowParts cut_rows(const PackedRows& rows, std::span<const std::int64_t> bounds,
+                  std::span<const Window> windows, int room, const simd::GemmKernels& kernels);
 
 }  // namespace moeref

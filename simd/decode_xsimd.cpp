@@ -41,14 +41,6 @@ Halves e4m3_values(const std::byte* from) {
   return joined(choose(nan, spread_byte(0xC0), low), choose(nan, spread_byte(0x7F), high));
 }
 
-F32 f16_values(U32 codes) {
-  const U32 magnitude = (codes & U32(0x7FFFu)) << 13;
-  const U32 finite = as_bits(as_float(magnitude) * F32(0x1p112f));
-  const U32 bits = choose(as_float(magnitude) >= as_float(U32(0x0F80'0000u)),
-                          magnitude | U32(0x7F80'0000u), finite);
-  return as_float(bits | (codes & U32(0x8000u)) << 16);
-}
-
 template <CodeType kType>
 constexpr std::size_t kUnitBytes = kType == CodeType::e2m1   ? 8
                                    : kType == CodeType::e4m3 ? 16

@@ -17,7 +17,24 @@ extern const KernelTable table;
 }
 namespace avx512 {
 extern const KernelTable table;
-}
+extern const GemmKernels gemm_kernels;
+extern const EncodeKernels encode_kernels;
+extern const DecodeKernels decode_kernels;
+extern const MatrixKernels matrix_kernels;
+extern const ApproxKernels approx_kernels;
+}  // namespace avx512
+namespace avx512vnni {
+extern const SliceKernels slice_kernels;
+
+/// AVX-512's loops and those that need byte products.
+const KernelTable table{"avx512vnni",
+                        &avx512::gemm_kernels,
+                        &slice_kernels,
+                        &avx512::encode_kernels,
+                        &avx512::decode_kernels,
+                        &avx512::matrix_kernels,
+                        &avx512::approx_kernels};
+}  // namespace avx512vnni
 #endif
 #if defined(MOEREF_HAVE_NEON_KERNELS)
 namespace neon {
@@ -38,7 +55,8 @@ bool always() { return true; }
 const Candidate kCandidates[] = {
     {&scalar::table, always},
 #if defined(MOEREF_HAVE_X86_KERNELS)
-    {&sse42::table, cpu_has_sse42}, {&avx2::table, cpu_has_avx2}, {&avx512::table, cpu_has_avx512},
+    {&sse42::table, cpu_has_sse42},   {&avx2::table, cpu_has_avx2},
+    {&avx512::table, cpu_has_avx512}, {&avx512vnni::table, cpu_has_avx512vnni},
 #endif
 #if defined(MOEREF_HAVE_NEON_KERNELS)
     {&neon::table, always},

@@ -18,11 +18,14 @@ bool cpu_has_avx512() {
          __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
 }
 
+bool cpu_has_avx512vnni() { return cpu_has_avx512() && __builtin_cpu_supports("avx512vnni") != 0; }
+
 #else
 
 bool cpu_has_sse42() { return false; }
 bool cpu_has_avx2() { return false; }
 bool cpu_has_avx512() { return false; }
+bool cpu_has_avx512vnni() { return false; }
 
 #endif
 

@@ -8,5 +8,6 @@ namespace moeref::simd {
 bool cpu_has_sse42();
 bool cpu_has_avx2();    ///< AVX2 and FMA3
 bool cpu_has_avx512();  ///< F, CD, DQ, BW, VL
+bool cpu_has_avx512vnni();
 
 }  // namespace moeref::simd

@@ -6,24 +6,19 @@
 #include "simd/approx.hpp"
 #include "simd/decode.hpp"
 #include "simd/encode.hpp"
+#include "simd/gemm.hpp"
 #include "simd/matrix.hpp"
+#include "simd/slices.hpp"
 
 namespace moeref::simd {
-
-/// Columns of a weight panel: the outputs that one kernel call computes side by side.
-inline constexpr std::size_t kPanelColumns = 16;
 
 /// The vectorised inner loops of one instruction set. Every entry gives the bytes of the scalar
 /// one.
 struct KernelTable {
-  const char* isa;  ///< "scalar", "sse42", "avx2", "avx512", "neon"
+  const char* isa;  ///< "scalar", "sse42", "avx2", "avx512", "avx512vnni", "neon"
 
-  /// out[r * 16 + j] = sum over i < k of a[r * a_stride + i] * panel[i * 16 + j], for r < rows, j
-  /// < 16. The caller has proved that every partial sum is exact in f64, so order and fusing cannot
-  /// show.
-  void (*dot_panel)(const double* a, std::size_t a_stride, std::size_t rows, const double* panel,
-                    std::size_t k, double* out);
-
+  const GemmKernels* gemm;
+  const SliceKernels* slices;  ///< null: f64 sums are as fast
   const EncodeKernels* encode;
   const DecodeKernels* decode;
   const MatrixKernels* matrix;

@@ -350,5 +350,14 @@ inline Halves joined(Bytes16 low, Bytes16 high) {
 }
 #endif
 
+/// The values of f16 codes.
+inline F32 f16_values(U32 codes) {
+  const U32 magnitude = (codes & U32(0x7FFFu)) << 13;
+  const U32 finite = as_bits(as_float(magnitude) * F32(0x1p112f));
+  const U32 bits = choose(as_float(magnitude) >= as_float(U32(0x0F80'0000u)),
+                          magnitude | U32(0x7F80'0000u), finite);
+  return as_float(bits | (codes & U32(0x8000u)) << 16);
+}
+
 }  // namespace
 }  // namespace moeref::simd::MOEREF_ISA

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/operand.hpp"
+#include "simd/kernels.hpp"
+
+namespace moeref {
+
+inline constexpr std::int64_t kPanelColumns = static_cast<std::int64_t>(simd::kPanelColumns);
+
+/// What the weights of a panel can be at most, known before they are decoded. Up to kPanelColumns
+/// weight rows side by side: the columns of the output.
+struct PanelSurvey {
+  std::int64_t first = 0;  ///< weight row of the first column
+  std::int64_t columns = 0;
+  std::array<char, simd::kPanelColumns> finite{};  ///< 0: NaN or infinity in values or scales
+  /// Per column, the most of its segments: the values are multiples of 2^-spread times a power of
+  /// two that none exceeds.
+  std::array<int, simd::kPanelColumns> spread{};
+  std::vector<double> largest;  ///< [segments, kPanelColumns]: no |value| is above it
+  std::vector<double> scales;   ///< [segments, kPanelColumns]: the wide scales, 1 if there are none
+  /// Where the codes and the narrow scales of the columns begin, in storage that vector code reads;
+  /// columns that there are not are the last one again.
+  std::array<const std::byte*, simd::kPanelColumns> codes_at{};
+  std::array<const std::byte*, simd::kPanelColumns> scales_at{};
+};
+
+/// Reads a weight matrix panel by panel. Storage that lies as checkpoints have it (codes of a row
+/// side by side, scales of whole blocks) is decoded by vector code, all other by OperandDecoder.
+class WeightReader {
+ public:
+  /// `bounds`: where segments begin, then K. `matrix` and `kernels` must outlive the reader.
+  WeightReader(const ScaledMatrix& matrix, std::span<const std::int64_t> bounds,
+               const simd::KernelTable& kernels);
+  WeightReader(const WeightReader&) = delete;
+  WeightReader& operator=(const WeightReader&) = delete;
+
+  /// Panels that can be surveyed before they are decoded: 1, or any number.
+  bool reads_any_panel() const { return plain_; }
+  void survey(std::int64_t first, PanelSurvey& survey);
+  /// Values [count, kPanelColumns] of columns k .. k + count - 1 of a surveyed panel, k a multiple
+  /// of kDepthChunk, count at most that; valid until the next call.
+  const double* decode(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
+
+  /// Columns of K of the blocks in which whole numbers can be summed, each under one scale; 0: the
+  /// weights are not E2M1, or scales change inside.
+  std::int64_t slice_cols() const { return slice_cols_; }
+  struct Slices {
+    const std::uint8_t* weights;  ///< as simd::SliceKernels::decode gives them
+    const double* scales;         ///< [blocks, kPanelColumns]
+  };
+  /// The same columns as `decode`, for whole numbers.
+  Slices decode_slices(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
+
+  /// All values of one weight row.
+  void decode_row(std::int64_t row, std::span<double> values);
+
+ private:
+  struct Range;
+  Range range_of(Format format, const std::byte* codes, std::int64_t count) const;
+  Range scale_range(const std::byte* scales) const;
+  Range code_range(const std::byte* codes, std::int64_t count) const;
+  void place(PanelSurvey& survey) const;
+  std::int64_t code_bytes(std::int64_t count) const;
+  double scale_value(const std::byte* scale) const;
+  std::int64_t read_scales(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
+  simd::PanelCodes codes_of(const PanelSurvey& panel, std::int64_t k) const;
+  template <typename Decode>
+  void decode_units(simd::PanelCodes codes, std::int64_t count, Decode decode);
+
+  const ScaledMatrix& matrix_;
+  std::span<const std::int64_t> bounds_;
+  const simd::KernelTable& kernels_;
+  bool plain_ = false;
+  bool narrow_scales_ = false;
+  std::int64_t scale_bytes_ = 0;
+  simd::CodeType type_ = simd::CodeType::e2m1;
+  std::array<double, 256> scale_values_{};  ///< of 8-bit scales
+  OperandDecoder decoder_;
+  std::int64_t slice_cols_ = 0;
+  std::vector<double> factors_;
+  std::vector<double> values_;
+  std::vector<std::byte> tail_;
+  std::vector<double> column_;
+  std::vector<double> slice_scales_;
+  std::vector<double> ones_;
+  std::vector<std::uint8_t> slice_weights_;
+};
+
+}  // namespace moeref

@@ -1,0 +1,292 @@
+#pragma once
+
+// Loops that the compiler vectorises by itself: the same text for the scalar table and for every
+// instruction set. Only internal functions.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "simd/gemm.hpp"
+
+namespace {
+
+using moeref::simd::kPanelColumns;
+
+inline std::uint64_t gemm_bits(double x) { return __builtin_bit_cast(std::uint64_t, x); }
+inline double gemm_double(std::uint64_t bits) { return __builtin_bit_cast(double, bits); }
+inline double gemm_size(double x) { return gemm_double(gemm_bits(x) & ~(1ull << 63)); }
+
+/// left * right = product + rest, exactly, far from the ends of the range of f64.
+inline void gemm_two_product(double left, double right, double& product, double& rest) {
+  product = left * right;
+#if defined(__FMA__) || defined(__aarch64__)
+  rest = __builtin_fma(left, right, -product);
+#else
+  // Dekker's: halves of 26 bits have exact products.
+  constexpr double kSplit = 0x1p27 + 1.0;
+  const double left_big = kSplit * left;
+  const double left_high = left_big - (left_big - left);
+  const double left_low = left - left_high;
+  const double right_big = kSplit * right;
+  const double right_high = right_big - (right_big - right);
+  const double right_low = right - right_high;
+  rest = ((left_high * right_high - product) + left_high * right_low + left_low * right_high) +
+         left_low * right_low;
+#endif
+}
+
+inline void gemm_two_sum(double left, double right, double& sum, double& rest) {
+  const double total = left + right;
+  const double right_part = total - left;
+  const double left_part = total - right_part;
+  rest = (left - left_part) + (right - right_part);
+  sum = total;
+}
+
+/// high + low, with |exact value - (high + low)| <= error, as exact::LinearForm has it: each step
+/// adds what it drops to the error.
+struct GemmTracked {
+  double high;
+  double low;
+  double error;
+
+  // Rounded sums of non-negative numbers: a relative 2^-50 above covers every rounding.
+  void widen(double amount) { error = (error + amount) * (1.0 + 0x1p-50); }
+
+  void add(double term) {
+    double carry;
+    gemm_two_sum(high, term, high, carry);
+    double dropped;
+    gemm_two_sum(low, carry, low, dropped);
+    widen(gemm_size(dropped));
+  }
+
+  void multiply(double factor) {
+    double product;
+    double product_rest;
+    gemm_two_product(high, factor, product, product_rest);
+    double low_product;
+    double low_rest;
+    gemm_two_product(low, factor, low_product, low_rest);
+    double dropped;
+    error = error * gemm_size(factor);
+    gemm_two_sum(product_rest, low_product, low, dropped);
+    widen(gemm_size(dropped));
+    widen(gemm_size(low_rest));
+    gemm_two_sum(product, low, high, low);
+  }
+
+  void divide(double divisor) {
+    const double quotient = high / divisor;
+    double product;
+    double product_rest;
+    gemm_two_product(quotient, divisor, product, product_rest);
+    const double remainder = (high - product) - product_rest;  // exact
+    double rest;
+    double dropped;
+    gemm_two_sum(remainder, low, rest, dropped);
+    const double correction = rest / divisor;
+    double back;
+    double back_rest;
+    gemm_two_product(correction, divisor, back, back_rest);
+    const double missing = (rest - back) - back_rest;  // exact
+    const double size = gemm_size(divisor);
+    error = error / size;
+    widen(gemm_size(dropped) / size);
+    widen(gemm_size(missing) / size);
+    gemm_two_sum(quotient, correction, high, low);
+  }
+};
+
+/// high + low rounded to a double by round-to-odd; high = RN(high + low).
+inline double gemm_round_to_odd(double high, double low) {
+  const std::uint64_t bits = gemm_bits(high);
+  // Away from zero if the signs agree.
+  const std::uint64_t outward = ((bits ^ gemm_bits(low)) >> 63) ^ 1;
+  const std::uint64_t odd = bits + 2 * outward - 1;
+  const bool stays = low == 0.0 || (bits & 1) != 0;
+  return gemm_double(stays ? bits : odd);
+}
+
+/// The last rounding of a round-to-odd double to nearest even, of a normal number or zero.
+inline float gemm_rounded(double odd, const moeref::simd::OutputType& type) {
+  if (type.precision == 24) return static_cast<float>(odd);
+  const int cut = 53 - type.precision;
+  const std::uint64_t bits = gemm_bits(odd);
+  const std::uint64_t half = (1ull << (cut - 1)) - 1 + (bits >> cut & 1);
+  const double value = gemm_double((bits + half) & ~((1ull << cut) - 1));
+  const double past = gemm_double(static_cast<std::uint64_t>(type.max_exponent + 1 + 1023) << 52);
+  const double infinity = gemm_double(0x7FFull << 52 | (bits & 1ull << 63));
+  return static_cast<float>(gemm_size(value) >= past ? infinity : value);
+}
+
+void gemm_add_segment(const double* sums, const double* column_scales, double scale, double* high,
+                      double* low, double* error) {
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    GemmTracked value{high[j], low[j], error[j]};
+    double product;
+    double rest;
+    gemm_two_product(scale * column_scales[j], sums[j], product, rest);
+    value.add(product);
+    value.add(rest);
+    high[j] = value.high;
+    low[j] = value.low;
+    error[j] = value.error;
+  }
+}
+
+std::uint32_t gemm_finish(const moeref::simd::FinishTerms& terms,
+                          const moeref::simd::OutputType& type, float* out) {
+  double high[kPanelColumns];
+  double low[kPanelColumns];
+  double error[kPanelColumns];
+  for (std::size_t j = 0; j < kPanelColumns; ++j) high[j] = terms.high[j];
+  for (std::size_t j = 0; j < kPanelColumns; ++j)
+    low[j] = terms.low != nullptr ? terms.low[j] : 0.0;
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    error[j] = terms.error != nullptr ? terms.error[j] : 0.0;
+  }
+  const auto each = [&](auto step) {
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      GemmTracked value{high[j], low[j], error[j]};
+      step(value, j);
+      high[j] = value.high;
+      low[j] = value.low;
+      error[j] = value.error;
+    }
+  };
+  if (terms.column_scales != nullptr) {
+    const double scale = terms.row_scale;
+    const double* columns = terms.column_scales;
+    each([=](GemmTracked& value, std::size_t j) { value.multiply(scale * columns[j]); });
+  } else if (terms.row_scale != 1.0) {
+    const double scale = terms.row_scale;
+    each([=](GemmTracked& value, std::size_t) { value.multiply(scale); });
+  }
+  for (std::size_t i = 0; i < terms.multiplier_count; ++i) {
+    const double factor = terms.multipliers[i];
+    each([=](GemmTracked& value, std::size_t) { value.multiply(factor); });
+  }
+  for (std::size_t i = 0; i < terms.divisor_count; ++i) {
+    const double divisor = terms.divisors[i];
+    each([=](GemmTracked& value, std::size_t) { value.divide(divisor); });
+  }
+  for (const double* addends : terms.addends) {
+    if (addends == nullptr) continue;
+    each([=](GemmTracked& value, std::size_t j) { value.add(addends[j]); });
+  }
+  const double smallest = gemm_double(static_cast<std::uint64_t>(type.min_exponent + 1023) << 52);
+  const bool narrow = type.precision != 24;
+  double sum[kPanelColumns];
+  double rest[kPanelColumns];
+  std::uint64_t doubtful[kPanelColumns];
+  std::uint64_t inexact = 0;
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    gemm_two_sum(high[j], low[j], sum[j], rest[j]);
+    const double odd = gemm_round_to_odd(sum[j], rest[j]) + 0.0;
+    out[j] = gemm_rounded(odd, type);
+    const bool tiny = narrow && odd != 0.0 && gemm_size(odd) < smallest;
+    const bool finite = gemm_size(sum[j]) <= 0x1.fffffffffffffp1023;
+    doubtful[j] = static_cast<std::uint64_t>(tiny || !finite);
+    inexact |= gemm_bits(error[j]);
+  }
+  // Where nothing was dropped, high + low is the value. Else both ends of the interval must round
+  // to one number other than zero.
+  for (std::size_t j = 0; inexact != 0 && j < kPanelColumns; ++j) {
+    const double below = rest[j] - error[j];
+    const double above = rest[j] + error[j];
+    const double below_margin = gemm_size(below) * 0x1p-51 + 0x1p-1020;
+    const double above_margin = gemm_size(above) * 0x1p-51 + 0x1p-1020;
+    double low_sum;
+    double low_rest;
+    gemm_two_sum(sum[j], below - below_margin, low_sum, low_rest);
+    double high_sum;
+    double high_rest;
+    gemm_two_sum(sum[j], above + above_margin, high_sum, high_rest);
+    const float low_value = gemm_rounded(gemm_round_to_odd(low_sum, low_rest) + 0.0, type);
+    const float high_value = gemm_rounded(gemm_round_to_odd(high_sum, high_rest) + 0.0, type);
+    const bool agree = low_value == high_value && low_value != 0.0f;
+    doubtful[j] |= static_cast<std::uint64_t>(error[j] != 0.0 && !agree);
+  }
+  std::uint32_t columns = 0;
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    columns |= static_cast<std::uint32_t>(doubtful[j]) << j;
+  }
+  return columns;
+}
+
+/// The same sums on every instruction set: eight of them, each in order.
+void gemm_window(const double* values, std::size_t count, double* lowest, double* largest,
+                 double* sum) {
+  constexpr std::size_t kSums = 8;
+  const double infinity = gemm_double(0x7FFull << 52);
+  double low[kSums];
+  double high[kSums] = {};
+  double sums[kSums] = {};
+  for (double& value : low) value = infinity;
+  const auto take = [&](double value, std::size_t j) {
+    const double size = gemm_size(value);
+    const std::uint64_t bits = gemm_bits(size);
+    // Without its lowest bit, unless that is the leading one: the difference is exact.
+    const double rest = gemm_double((bits & (bits - 1)));
+    const bool leading = (bits & ((1ull << 52) - 1)) == 0;
+    const double bit = leading ? size : size - rest;
+    const double counted = size == 0.0 ? infinity : bit;
+    low[j] = counted < low[j] ? counted : low[j];
+    high[j] = size > high[j] ? size : high[j];
+    sums[j] += size;
+  };
+  std::size_t i = 0;
+  for (; i + kSums <= count; i += kSums) {
+    for (std::size_t j = 0; j < kSums; ++j) take(values[i + j], j);
+  }
+  for (std::size_t j = 0; i < count; ++i, ++j) take(values[i], j);
+  *lowest = infinity;
+  *largest = 0.0;
+  *sum = 0.0;
+  for (std::size_t j = 0; j < kSums; ++j) {
+    *lowest = low[j] < *lowest ? low[j] : *lowest;
+    *largest = high[j] > *largest ? high[j] : *largest;
+    *sum += sums[j];
+  }
+}
+
+template <typename Code>
+void gemm_magnitudes_of(const Code* codes, std::size_t count, std::uint32_t mask,
+                        std::uint32_t* smallest, std::uint32_t* largest) {
+  // One less, so that zero is above everything.
+  Code least = static_cast<Code>(~Code{0});
+  Code most = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Code size = static_cast<Code>(codes[i] & mask);
+    const Code less = static_cast<Code>(size - 1);
+    least = less < least ? less : least;
+    most = size > most ? size : most;
+  }
+  *smallest = std::uint32_t{least} + 1;
+  *largest = most;
+}
+
+void gemm_magnitudes(std::size_t bytes, std::uint32_t mask, const std::byte* codes,
+                     std::size_t count, std::uint32_t* smallest, std::uint32_t* largest) {
+  if (bytes == 1) {
+    return gemm_magnitudes_of(reinterpret_cast<const std::uint8_t*>(codes), count, mask, smallest,
+                              largest);
+  }
+  // They may lie at odd addresses.
+  constexpr std::size_t kBlock = 64;
+  std::uint16_t block[kBlock];
+  *smallest = 0x10000;
+  *largest = 0;
+  for (std::size_t first = 0; first < count; first += kBlock) {
+    const std::size_t size = count - first < kBlock ? count - first : kBlock;
+    __builtin_memcpy(block, codes + 2 * first, 2 * size);
+    std::uint32_t least;
+    std::uint32_t most;
+    gemm_magnitudes_of(block, size, mask, &least, &most);
+    *smallest = least < *smallest ? least : *smallest;
+    *largest = most > *largest ? most : *largest;
+  }
+}
+
+}  // namespace

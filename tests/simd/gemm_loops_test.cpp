@@ -1,0 +1,320 @@
+// The loops of the exact GEMM: every instruction set gives the bytes of the scalar ones, and those
+// are what they say.
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/exact/linear_form.hpp"
+#include "quant/formats.hpp"
+#include "simd/kernels.hpp"
+
+namespace moeref {
+namespace {
+
+using simd::kPanelColumns;
+
+const simd::GemmKernels& scalar() { return *simd::find_kernels("scalar")->gemm; }
+
+class GemmLoops : public ::testing::TestWithParam<std::string> {
+ protected:
+  const simd::GemmKernels& loops() const { return *simd::find_kernels(GetParam().c_str())->gemm; }
+};
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const char* const* isa = simd::available_isas(); *isa != nullptr; ++isa) {
+    names.emplace_back(*isa);
+  }
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, GemmLoops, ::testing::ValuesIn(isas()),
+                         [](const auto& isa) { return isa.param; });
+
+/// Whole numbers whose sums of products are exact.
+std::vector<double> whole_numbers(std::size_t count, std::mt19937_64& random) {
+  std::vector<double> values(count);
+  for (double& value : values) {
+    value = static_cast<double>(static_cast<std::int64_t>(random() % 4097) - 2048);
+  }
+  return values;
+}
+
+TEST_P(GemmLoops, SumProductsForEveryNumberOfRowsAndAnyDepth) {
+  std::mt19937_64 random(1);
+  for (std::size_t rows = 1; rows <= simd::kMaxRowBlock; ++rows) {
+    for (const std::size_t k : {0, 1, 2, 3, 4, 5, 7, 8, 31, 128, 131}) {
+      const std::vector<double> a = whole_numbers(k * rows, random);
+      const std::vector<double> panel = whole_numbers(k * kPanelColumns, random);
+      const std::vector<double> before = whole_numbers(rows * kPanelColumns + 1, random);
+      for (const bool adds : {false, true}) {
+        std::vector<double> sums = before;
+        loops().dot(a.data(), rows, panel.data(), k, adds, sums.data());
+        for (std::size_t row = 0; row < rows; ++row) {
+          for (std::size_t j = 0; j < kPanelColumns; ++j) {
+            double sum = adds ? before[row * kPanelColumns + j] : 0.0;
+            for (std::size_t i = 0; i < k; ++i) {
+              sum += a[i * rows + row] * panel[i * kPanelColumns + j];
+            }
+            ASSERT_EQ(sums[row * kPanelColumns + j], sum)
+                << rows << " rows, depth " << k << ", row " << row << ", column " << j;
+          }
+        }
+        EXPECT_EQ(sums.back(), before.back()) << "written beyond the rows";
+      }
+    }
+  }
+}
+
+struct Type {
+  simd::CodeType code;
+  Format format;
+  std::size_t unit;
+};
+constexpr Type kTypes[] = {{simd::CodeType::e2m1, Format::e2m1, 32},
+                           {simd::CodeType::e4m3, Format::e4m3, 16},
+                           {simd::CodeType::bf16, Format::bf16, 8},
+                           {simd::CodeType::f16, Format::f16, 8}};
+
+std::uint32_t code_at(const std::byte* bytes, Format format, std::size_t i) {
+  switch (info(format).bits) {
+    case 4:
+      return std::to_integer<std::uint32_t>(bytes[i / 2]) >> (i % 2 * 4) & 0xFu;
+    case 8:
+      return std::to_integer<std::uint32_t>(bytes[i]);
+    default:
+      std::uint16_t half;
+      std::memcpy(&half, bytes + 2 * i, 2);
+      return half;
+  }
+}
+
+TEST_P(GemmLoops, DecodeEveryFiniteCodeExactly) {
+  std::mt19937_64 random(2);
+  for (const Type& type : kTypes) {
+    // Enough units that every code of 16 bits comes once, at odd addresses.
+    const std::size_t k = type.format == Format::bf16 || type.format == Format::f16 ? 4096 : 64;
+    const std::size_t stride = k * static_cast<std::size_t>(info(type.format).bits) / 8 + 1;
+    std::vector<std::byte> bytes(stride * kPanelColumns + 1);
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+    if (k == 4096) {
+      for (std::uint32_t code = 0; code < 0x10000; ++code) {
+        const auto half = static_cast<std::uint16_t>(code * 40503u);
+        std::memcpy(bytes.data() + 1 + code / k * stride + 2 * (code % k), &half, 2);
+      }
+    }
+    std::vector<double> factors((k / simd::kFactorUnit + 1) * kPanelColumns);
+    for (double& factor : factors)
+      factor = std::ldexp(1.0 + static_cast<double>(random() % 8) / 8.0,
+                          static_cast<int>(random() % 255) - 127);
+    for (const bool scaled : {false, true}) {
+      simd::PanelCodes codes;
+      codes.type = type.code;
+      for (std::size_t j = 0; j < kPanelColumns; ++j) {
+        codes.columns[j] = bytes.data() + 1 + j * stride;
+      }
+      if (scaled) codes.factors = factors.data();
+      for (const std::size_t depth : {type.unit, 3 * type.unit, k}) {
+        if (depth > k) continue;
+        std::vector<double> panel(depth * kPanelColumns + 1, -7.0);
+        loops().decode(codes, depth, panel.data());
+        for (std::size_t i = 0; i < depth; ++i) {
+          for (std::size_t j = 0; j < kPanelColumns; ++j) {
+            const float value = decode(type.format, code_at(codes.columns[j], type.format, i));
+            if (!std::isfinite(value)) continue;
+            const double factor =
+                scaled ? factors[i / simd::kFactorUnit * kPanelColumns + j] : 1.0;
+            ASSERT_EQ(std::bit_cast<std::uint64_t>(panel[i * kPanelColumns + j]),
+                      std::bit_cast<std::uint64_t>(static_cast<double>(value) * factor))
+                << info(type.format).name << " " << i << " " << j;
+          }
+        }
+        EXPECT_EQ(panel.back(), -7.0) << "written beyond the depth";
+      }
+    }
+  }
+}
+
+TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
+  std::mt19937_64 random(3);
+  for (const auto& [bytes, mask] :
+       {std::pair<std::size_t, std::uint32_t>{1, 0x7F}, {1, 0xFF}, {2, 0x7FFF}}) {
+    for (std::size_t count = 0; count < 200; ++count) {
+      for (const std::uint64_t range : {1ull, 3ull, ~0ull}) {
+        std::vector<std::byte> codes(bytes * count + 1);
+        std::uint32_t smallest = ~0u;
+        std::uint32_t largest = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+          const auto code =
+              static_cast<std::uint16_t>(range == ~0ull ? random() : random() % range);
+          std::memcpy(codes.data() + 1 + bytes * i, &code, bytes);
+          const std::uint32_t size = code & mask & (bytes == 1 ? 0xFFu : 0xFFFFu);
+          if (size != 0) smallest = std::min(smallest, size);
+          largest = std::max(largest, size);
+        }
+        std::uint32_t least;
+        std::uint32_t most;
+        loops().magnitudes(bytes, mask, codes.data() + 1, count, &least, &most);
+        EXPECT_EQ(most, largest);
+        if (largest == 0) {
+          EXPECT_GT(least, most);
+        } else {
+          EXPECT_EQ(least, smallest) << bytes << " bytes, " << count << " codes";
+        }
+      }
+    }
+  }
+}
+
+double random_double(std::mt19937_64& random, int exponents) {
+  const double fraction = 1.0 + static_cast<double>(random() >> 12) * 0x1p-52;
+  const int exponent =
+      static_cast<int>(random() % static_cast<unsigned>(exponents)) - exponents / 2;
+  return std::ldexp((random() & 1) != 0 ? fraction : -fraction, exponent);
+}
+
+float random_float(std::mt19937_64& random, int exponents) {
+  return static_cast<float>(random_double(random, exponents));
+}
+
+/// Random terms and what moeref's integers make of them.
+struct Terms {
+  std::vector<double> high, low, error, scales, bias, residual;
+  std::vector<double> multipliers, divisors;
+  simd::FinishTerms terms;
+
+  Terms(std::mt19937_64& random, int exponents) {
+    for (std::vector<double>* values : {&high, &low, &error, &scales, &bias, &residual}) {
+      values->resize(kPanelColumns);
+    }
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      // A few bits: sums on midpoints.
+      const bool coarse = random() % 2 == 0;
+      high[j] = coarse ? static_cast<double>(random() % 0x4000001) - 0x2000000
+                       : random_double(random, exponents);
+      if (random() % 16 == 0) high[j] = 0.0;
+      low[j] = std::ldexp(static_cast<double>(random() % 3) - 1.0,
+                          (high[j] == 0.0 ? 0 : std::ilogb(high[j])) - 54);
+      scales[j] = static_cast<double>(coarse ? 1.0f : random_float(random, 8));
+      bias[j] = coarse ? 0.5 : static_cast<double>(random_float(random, 8));
+      residual[j] = static_cast<double>(coarse ? 0.25f : random_float(random, exponents));
+      error[j] = random() % 4 == 0 ? std::ldexp(1.0, std::ilogb(high[j] + 1.0) - 60) : 0.0;
+    }
+    const auto drawn = [&](std::vector<double>& into, std::size_t most) {
+      for (std::size_t i = random() % (most + 1); i > 0; --i) {
+        into.push_back(static_cast<double>(random_float(random, 8)));
+      }
+    };
+    drawn(multipliers, 4);
+    drawn(divisors, 2);
+    terms.high = high.data();
+    if (random() % 2 == 0) terms.low = low.data();
+    if (random() % 2 == 0) terms.error = error.data();
+    if (random() % 2 == 0) terms.column_scales = scales.data();
+    if (random() % 2 == 0) terms.row_scale = static_cast<double>(random_float(random, 8));
+    if (random() % 2 == 0) terms.addends[0] = bias.data();
+    if (random() % 2 == 0) terms.addends[1] = residual.data();
+    terms.multipliers = multipliers.data();
+    terms.multiplier_count = multipliers.size();
+    terms.divisors = divisors.data();
+    terms.divisor_count = divisors.size();
+  }
+
+  /// With `shift` of high + low, the end of an interval of error.
+  float exact(std::size_t j, double shift, Format format) const {
+    exact::LinearForm form;
+    form.add_product(1.0, high[j]);
+    if (terms.low != nullptr) form.add_product(1.0, low[j]);
+    if (shift != 0.0) form.add_product(1.0, shift);
+    form.multiply_by(terms.row_scale);
+    if (terms.column_scales != nullptr) form.multiply_by(scales[j]);
+    for (const double factor : multipliers) form.multiply_by(factor);
+    for (const double divisor : divisors) form.divide_by(divisor);
+    if (terms.addends[0] != nullptr) form.add(bias[j]);
+    if (terms.addends[1] != nullptr) form.add(residual[j]);
+    return form.round_by_integers(format);
+  }
+};
+
+TEST_P(GemmLoops, RoundTheExactValueOnceOrSayThatTheyCannot) {
+  const std::pair<Format, simd::OutputType> outputs[] = {
+      {Format::f32, {24, -126, 127}}, {Format::bf16, {8, -126, 127}}, {Format::f16, {11, -14, 15}}};
+  std::mt19937_64 random(4);
+  int decided = 0;
+  int undecided = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const int exponents = round % 3 == 0 ? 8 : round % 3 == 1 ? 60 : 300;
+    const Terms made(random, exponents);
+    const auto& [format, type] = outputs[static_cast<std::size_t>(round / 3) % 3];
+    float out[kPanelColumns];
+    float expected[kPanelColumns];
+    const std::uint32_t doubts = loops().finish(made.terms, type, out);
+    EXPECT_EQ(doubts, scalar().finish(made.terms, type, expected));
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      if ((doubts >> j & 1) != 0) {
+        ++undecided;
+        continue;
+      }
+      ++decided;
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(out[j]), std::bit_cast<std::uint32_t>(expected[j]));
+      const double error = made.terms.error != nullptr ? made.error[j] : 0.0;
+      for (const double shift : {0.0, error, -error}) {
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(out[j]),
+                  std::bit_cast<std::uint32_t>(made.exact(j, shift, format)))
+            << info(format).name << " round " << round << " column " << j << " shift " << shift;
+      }
+    }
+  }
+  EXPECT_GT(decided, 20 * undecided) << undecided;
+  EXPECT_GT(undecided, 0);
+}
+
+TEST_P(GemmLoops, AddSegmentsWithAllThatTheyDrop) {
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 500; ++round) {
+    std::vector<double> high[2], low[2], error[2];
+    for (int side = 0; side < 2; ++side) {
+      for (auto* values : {&high[side], &low[side], &error[side]}) {
+        values->assign(kPanelColumns, 0.0);
+      }
+    }
+    std::vector<exact::LinearForm> forms(kPanelColumns);
+    for (int segment = 0; segment < 5; ++segment) {
+      std::vector<double> sums(kPanelColumns), scales(kPanelColumns);
+      const double scale = static_cast<double>(random_float(random, 10));
+      for (std::size_t j = 0; j < kPanelColumns; ++j) {
+        sums[j] = random_double(random, 40);
+        scales[j] = static_cast<double>(random_float(random, 10));
+        forms[j].add_product(scale * scales[j], sums[j]);
+      }
+      loops().add_segment(sums.data(), scales.data(), scale, high[0].data(), low[0].data(),
+                          error[0].data());
+      scalar().add_segment(sums.data(), scales.data(), scale, high[1].data(), low[1].data(),
+                           error[1].data());
+    }
+    EXPECT_EQ(high[0], high[1]);
+    EXPECT_EQ(low[0], low[1]);
+    EXPECT_EQ(error[0], error[1]);
+    simd::FinishTerms terms;
+    terms.high = high[0].data();
+    terms.low = low[0].data();
+    terms.error = error[0].data();
+    float out[kPanelColumns];
+    const std::uint32_t doubts = loops().finish(terms, {24, -126, 127}, out);
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      if ((doubts >> j & 1) == 0) {
+        EXPECT_EQ(out[j], forms[j].round_by_integers(Format::f32));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moeref
