@@ -14,6 +14,7 @@
 #include "engine/operand.hpp"
 #include "engine/row_parts.hpp"
 #include "engine/weight_panel.hpp"
+#include "quant/aligned.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/parallel.hpp"
@@ -64,6 +65,7 @@ struct Problem {
   std::vector<int> x_bits;           ///< [rows]: that the sum over any segment spans
   std::vector<Tail> tails;           ///< [rows]
   const simd::KernelTable& kernels;
+  bool wide_weight_scales = false;
   const SlicedRows* sliced = nullptr;  ///< sums are those of whole numbers, where they are proved
 
   std::int64_t segments() const { return std::ssize(bounds) - 1; }
@@ -105,10 +107,10 @@ struct Panel {
   bool folds = false;               ///< several sums make one output
   int room = 0;                     ///< bits that a row may span for exact sums in every column
   bool finite = true;               ///< all columns with their biases
-  std::vector<double> sums;         ///< [part rows, kPanelColumns] of one segment
-  std::vector<double> high;         ///< [rows, kPanelColumns], where it folds; with low and error
-  std::vector<double> low;
-  std::vector<double> error;
+  AlignedVector<double> sums;       ///< [part rows, kPanelColumns] of one segment
+  AlignedVector<double> high;       ///< [rows, kPanelColumns], where it folds; with low and error
+  AlignedVector<double> low;
+  AlignedVector<double> error;
 };
 
 /// Bits that the sum over an activation segment may span so that its dot with every column of the
@@ -139,6 +141,9 @@ struct Scratch {
 /// passes over them.
 constexpr std::int64_t kMostPanels = 16;
 
+/// Columns of K of whole numbers that one step takes.
+constexpr std::int64_t kSliceChunk = WeightReader::kMostSliceCols;
+
 /// Some panels of the result.
 class PanelJob {
  public:
@@ -162,16 +167,19 @@ class PanelJob {
       for (std::int64_t i = 0; i < step; ++i) {
         prepare(panels[to_size(i)], (first + done + i) * kPanelColumns);
       }
-      for (std::int64_t k = 0; k < problem_.depth(); k += kDepthChunk) {
-        const std::int64_t depth = std::min(kDepthChunk, problem_.depth() - k);
+      const auto slices = [&](const Panel& panel) {
+        return problem_.sliced != nullptr && panel.parts == nullptr;
+      };
+      for_each_chunk(kSliceChunk, [&](std::int64_t k, std::int64_t depth) {
         for (Panel& panel : panels) {
-          if (problem_.sliced != nullptr && panel.parts == nullptr) {
-            sum_slices(panel, k, depth);
-          } else {
-            sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
-          }
+          if (slices(panel)) sum_slices(panel, k, depth);
         }
-      }
+      });
+      for_each_chunk(kDepthChunk, [&](std::int64_t k, std::int64_t depth) {
+        for (Panel& panel : panels) {
+          if (!slices(panel)) sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
+        }
+      });
       for (Panel& panel : panels) finish(panel);
       done += step;
     }
@@ -193,7 +201,7 @@ class PanelJob {
     panel.folds = panel.parts != nullptr || problem_.segments() > 1;
     panel.sums.resize(to_size(rows_of(panel).rows() * kPanelColumns));
     if (!panel.folds) return;
-    for (std::vector<double>* values : {&panel.high, &panel.low, &panel.error}) {
+    for (AlignedVector<double>* values : {&panel.high, &panel.low, &panel.error}) {
       values->assign(to_size(problem_.x.count() * kPanelColumns), 0.0);
     }
   }
@@ -249,20 +257,46 @@ class PanelJob {
     const std::int64_t count = (depth + cols - 1) / cols;
     if (k == 0) std::fill(panel.sums.begin(), panel.sums.end(), 0.0);
     const WeightReader::Slices slices = scratch_.reader->decode_slices(panel.survey, k, depth);
-    const double* weights = nullptr;
     for (std::int64_t row = 0; row < rows.rows(); row += rows.row_block()) {
       const simd::SliceBlock* blocks = problem_.sliced->blocks(row, k);
+      const std::int64_t block_rows = rows.block_rows(row);
       double* sums = panel.sums.data() + row * kPanelColumns;
       problem_.kernels.slices->dot(blocks, to_size(count), to_size(cols) / simd::kSliceStep,
-                                   to_size(rows.block_rows(row)), slices.weights, slices.scales,
-                                   sums);
+                                   to_size(block_rows), slices.weights, slices.scales, sums);
       for (std::int64_t b = 0; b < count; ++b) {
-        if (blocks[b].slices != 0) continue;
-        if (weights == nullptr) weights = scratch_.reader->decode(panel.survey, k, depth);
-        problem_.kernels.gemm->dot(rows.column(row, k + b * cols), to_size(rows.block_rows(row)),
-                                   weights + b * cols * kPanelColumns,
-                                   to_size(std::min(cols, depth - b * cols)), true, sums);
+        if (std::find(blocks[b].slices, blocks[b].slices + block_rows, 0) ==
+            blocks[b].slices + block_rows) {
+          continue;
+        }
+        add_left_out(panel, row, blocks[b], k + b * cols, std::min(cols, depth - b * cols));
       }
+    }
+  }
+
+  /// Columns k .. k + depth - 1, inside one chunk, of the rows of a block that have no slices.
+  void add_left_out(Panel& panel, std::int64_t first, const simd::SliceBlock& block, std::int64_t k,
+                    std::int64_t depth) {
+    const PackedRows& rows = problem_.x.values;
+    const std::int64_t chunk = k / kDepthChunk * kDepthChunk;
+    const double* weights = scratch_.reader->decode(
+        panel.survey, chunk, std::min(kDepthChunk, problem_.depth() - chunk));
+    double sums[simd::kMaxRowBlock * simd::kPanelColumns];
+    const std::int64_t block_rows = rows.block_rows(first);
+    problem_.kernels.gemm->dot(rows.column(first, k), to_size(block_rows),
+                               weights + (k - chunk) * kPanelColumns, to_size(depth), false, sums);
+    for (std::int64_t row = 0; row < block_rows; ++row) {
+      if (block.slices[row] != 0) continue;
+      for (std::int64_t j = 0; j < kPanelColumns; ++j) {
+        panel.sums[to_size((first + row) * kPanelColumns + j)] += sums[row * kPanelColumns + j];
+      }
+    }
+  }
+
+  /// body(k, depth) for chunks of K, but for the last of `chunk` columns.
+  template <typename Body>
+  void for_each_chunk(std::int64_t chunk, Body body) const {
+    for (std::int64_t k = 0; k < problem_.depth(); k += chunk) {
+      body(k, std::min(chunk, problem_.depth() - k));
     }
   }
 
@@ -340,7 +374,7 @@ class PanelJob {
     } else {
       terms.high = panel.sums.data() + row * kPanelColumns;
       terms.row_scale = problem_.x_scale(row, 0);
-      if (has_wide_scales(problem_.weight)) terms.column_scales = panel.survey.scales.data();
+      if (problem_.wide_weight_scales) terms.column_scales = panel.survey.scales.data();
       if (!proved) {
         for (std::int64_t j = 0; j < columns; ++j) error[j] = estimate_error(panel, row, 0, j);
         terms.error = error;
@@ -480,8 +514,17 @@ Problem describe(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilo
     fail(weight.name, "is given {} row factors for {} rows", rows.size(), x.rows.size());
   }
   const std::array<const ScaledMatrix*, 2> operands{&x.matrix, &weight};
-  Problem problem{x,  weight,           epilogue, segment_bounds(operands, weight.cols), {}, {}, {},
-                  {}, chosen_kernels(), nullptr};
+  Problem problem{x,
+                  weight,
+                  epilogue,
+                  segment_bounds(operands, weight.cols),
+                  {},
+                  {},
+                  {},
+                  {},
+                  chosen_kernels(),
+                  has_wide_scales(weight),
+                  nullptr};
   std::vector<double> row(to_size(weight.cols));
   for (std::int64_t i = 0; i < x.count(); ++i) {
     x.values.get(i, row);
@@ -548,10 +591,13 @@ void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& ep
     if (cols != 0) problem.sliced = &x.sliced(cols);
   }
   const std::int64_t panels = (weight.rows + kPanelColumns - 1) / kPanelColumns;
-  // Some tasks for every thread, so that none waits long for another.
+  // Some tasks for every thread, so that none waits long for another; sums of at most 256 KiB.
   constexpr std::int64_t kTasks = 4;
+  constexpr std::int64_t kMostSums = 32768;
+  const std::int64_t most =
+      std::clamp<std::int64_t>(kMostSums / (x.count() * kPanelColumns), 1, kMostPanels);
   const std::int64_t step =
-      std::clamp<std::int64_t>(panels / (kTasks * thread_count(threads)), 1, kMostPanels);
+      std::clamp<std::int64_t>(panels / (kTasks * thread_count(threads)), 1, most);
   std::mutex guard;
   parallel_for<Scratch>(
       (panels + step - 1) / step, threads, [&](std::int64_t task, Scratch& scratch) {

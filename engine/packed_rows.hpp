@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "quant/aligned.hpp"
+
 namespace moeref {
 
 /// Columns of K that a GEMM takes at a time: a panel of weights and a block of rows then stay in
@@ -64,7 +66,7 @@ class PackedRows {
   std::int64_t rows_ = 0;
   std::int64_t cols_ = 0;
   std::int64_t row_block_ = 1;
-  std::vector<double> values_;
+  AlignedVector<double> values_;
 };
 
 }  // namespace moeref

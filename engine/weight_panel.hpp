@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/operand.hpp"
+#include "quant/aligned.hpp"
 #include "simd/kernels.hpp"
 
 namespace moeref {
@@ -22,7 +23,8 @@ struct PanelSurvey {
   /// two that none exceeds.
   std::array<int, simd::kPanelColumns> spread{};
   std::vector<double> largest;  ///< [segments, kPanelColumns]: no |value| is above it
-  std::vector<double> scales;   ///< [segments, kPanelColumns]: the wide scales, 1 if there are none
+  AlignedVector<double>
+      scales;  ///< [segments, kPanelColumns]: the wide scales, 1 if there are none
   /// Where the codes and the narrow scales of the columns begin, in storage that vector code reads;
   /// columns that there are not are the last one again.
   std::array<const std::byte*, simd::kPanelColumns> codes_at{};
@@ -49,11 +51,13 @@ class WeightReader {
   /// Columns of K of the blocks in which whole numbers can be summed, each under one scale; 0: the
   /// weights are not E2M1, or scales change inside.
   std::int64_t slice_cols() const { return slice_cols_; }
+  /// Columns that decode_slices takes at most: their weights stay in the first cache.
+  static constexpr std::int64_t kMostSliceCols = 512;
   struct Slices {
     const std::uint8_t* weights;  ///< as simd::SliceKernels::decode gives them
     const double* scales;         ///< [blocks, kPanelColumns]
   };
-  /// The same columns as `decode`, for whole numbers.
+  /// Columns k .. k + count - 1 for whole numbers, k a multiple of kMostSliceCols.
   Slices decode_slices(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
 
   /// All values of one weight row.
@@ -68,7 +72,7 @@ class WeightReader {
   std::int64_t code_bytes(std::int64_t count) const;
   double scale_value(const std::byte* scale) const;
   std::int64_t read_scales(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
-  simd::PanelCodes codes_of(const PanelSurvey& panel, std::int64_t k) const;
+  simd::PanelCodes codes_of(const PanelSurvey& panel, std::int64_t k, std::int64_t count) const;
   template <typename Decode>
   void decode_units(simd::PanelCodes codes, std::int64_t count, Decode decode);
 
@@ -82,13 +86,13 @@ class WeightReader {
   std::array<double, 256> scale_values_{};  ///< of 8-bit scales
   OperandDecoder decoder_;
   std::int64_t slice_cols_ = 0;
-  std::vector<double> factors_;
-  std::vector<double> values_;
+  AlignedVector<double> factors_;
+  AlignedVector<double> values_;
   std::vector<std::byte> tail_;
   std::vector<double> column_;
-  std::vector<double> slice_scales_;
-  std::vector<double> ones_;
-  std::vector<std::uint8_t> slice_weights_;
+  AlignedVector<double> slice_scales_;
+  AlignedVector<double> ones_;
+  AlignedVector<std::uint8_t> slice_weights_;
 };
 
 }  // namespace moeref

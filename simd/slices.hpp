@@ -13,7 +13,7 @@
 namespace moeref::simd {
 
 /// Digits that a block has at most: whole numbers of 32 bits.
-inline constexpr int kMostSlices = 4;
+inline constexpr std::size_t kMostSlices = 4;
 /// Columns of K whose products one instruction sums.
 inline constexpr std::size_t kSliceStep = 4;
 /// What is added to twice a weight.
@@ -27,9 +27,9 @@ constexpr std::size_t slice_column(std::size_t step, std::size_t i) {
 
 /// One block of columns for some rows.
 struct SliceBlock {
-  int slices = 0;                        ///< 1 to kMostSlices
-  const std::int8_t* digits = nullptr;   ///< [slices, steps, rows, kSliceStep]
-  const std::int32_t* starts = nullptr;  ///< [slices, rows]: -kWeightOffset * sum of the digits
+  const std::uint8_t* slices = nullptr;  ///< [rows]: 1 to kMostSlices; 0: the row is left out
+  const std::int8_t* digits = nullptr;   ///< [rows, kMostSlices, steps, kSliceStep]
+  const std::int32_t* starts = nullptr;  ///< [rows, kMostSlices]: -kWeightOffset * sum of digits
   const double* factors = nullptr;       ///< [rows]: half of what a whole number stands for
 };
 
@@ -37,8 +37,8 @@ struct SliceKernels {
   /// weights [k / kSliceStep, kPanelColumns, kSliceStep], steps as slice_column has them. k is a
   /// multiple of 32; codes of e2m1 without factors.
   void (*decode)(const PanelCodes& codes, std::size_t k, std::uint8_t* weights);
-  /// sums[r * kPanelColumns + j] += for each block: scales[j] * factors[r] * sum of whole number *
-  /// 2 w. `scales` [blocks, kPanelColumns]. Blocks without slices are left out.
+  /// Blocks of 4 or 8 steps: sums[r * kPanelColumns + j] += for each block: scales[j] * factors[r]
+  /// * sum of whole number * 2 w. `scales` [blocks, kPanelColumns].
   void (*dot)(const SliceBlock* blocks, std::size_t count, std::size_t steps, std::size_t rows,
               const std::uint8_t* weights, const double* scales, double* sums);
 };

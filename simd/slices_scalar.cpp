@@ -24,15 +24,16 @@ void dot(const SliceBlock* blocks, std::size_t count, std::size_t steps, std::si
   for (std::size_t b = 0; b < count; ++b) {
     const SliceBlock& block = blocks[b];
     const std::uint8_t* block_weights = weights + b * steps * kPanelColumns * kSliceStep;
-    for (std::size_t row = 0; block.slices != 0 && row < rows; ++row) {
+    for (std::size_t row = 0; row < rows; ++row) {
+      if (block.slices[row] == 0) continue;
+      const std::int8_t* digits = block.digits + row * kMostSlices * steps * kSliceStep;
       for (std::size_t j = 0; j < kPanelColumns; ++j) {
         double total = 0.0;
-        for (int slice = block.slices - 1; slice >= 0; --slice) {
-          const auto s = static_cast<std::size_t>(slice);
-          std::int32_t sum = block.starts[s * rows + row];
+        for (std::size_t s = block.slices[row]; s-- > 0;) {
+          std::int32_t sum = block.starts[row * kMostSlices + s];
           for (std::size_t step = 0; step < steps; ++step) {
             for (std::size_t i = 0; i < kSliceStep; ++i) {
-              sum += block.digits[((s * steps + step) * rows + row) * kSliceStep + i] *
+              sum += digits[(s * steps + step) * kSliceStep + i] *
                      block_weights[(step * kPanelColumns + j) * kSliceStep + i];
             }
           }

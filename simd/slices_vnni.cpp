@@ -48,15 +48,11 @@ void decode(const PanelCodes& codes, std::size_t k, std::uint8_t* weights) {
   }
 }
 
-/// sums += value * scales * factor, 16 columns.
-inline void add_values(__m512d low, __m512d high, const double* scales, double factor,
-                       double* sums) {
-  const __m512d by_row = _mm512_set1_pd(factor);
-  const __m512d low_scale = _mm512_mul_pd(_mm512_loadu_pd(scales), by_row);
-  const __m512d high_scale = _mm512_mul_pd(_mm512_loadu_pd(scales + 8), by_row);
-  _mm512_storeu_pd(sums, _mm512_fmadd_pd(low, low_scale, _mm512_loadu_pd(sums)));
-  _mm512_storeu_pd(sums + 8, _mm512_fmadd_pd(high, high_scale, _mm512_loadu_pd(sums + 8)));
-}
+/// 16 columns of a row of sums.
+struct Sums {
+  __m512d low;
+  __m512d high;
+};
 
 inline __m512d low_half(__m512i values) {
   return _mm512_cvtepi32_pd(_mm512_castsi512_si256(values));
@@ -70,81 +66,87 @@ inline __m512i joined(__m512i low, __m512i high) {
   return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
 
-template <std::size_t kRows, int kSlices>
-void dot_block(const SliceBlock& block, std::size_t steps, std::size_t rows, std::size_t first_row,
-               const std::uint8_t* weights, const double* scales, double* sums) {
-  __m512i sum[kRows][kSlices];
-  for (std::size_t row = 0; row < kRows; ++row) {
-    for (std::size_t s = 0; s < kSlices; ++s) {
-      sum[row][s] = _mm512_set1_epi32(block.starts[s * rows + first_row + row]);
-    }
+/// One row of a block. Chains of steps hide the latency of each other.
+template <std::size_t kSlices, std::size_t kSteps>
+inline void dot_row(const std::int8_t* digits, const std::int32_t* starts, double factor,
+                    const std::uint8_t* weights, const double* scales, Sums& sums) {
+  constexpr std::size_t kChains = kSlices == 1 ? 4 : kSlices == 2 ? 2 : 1;
+  __m512i chain[kSlices][kChains];
+  for (std::size_t s = 0; s < kSlices; ++s) {
+    chain[s][0] = _mm512_set1_epi32(starts[s]);
+    for (std::size_t c = 1; c < kChains; ++c) chain[s][c] = _mm512_setzero_si512();
   }
-  const std::int8_t* digits = block.digits + first_row * kSliceStep;
-  for (std::size_t step = 0; step < steps; ++step) {
+  for (std::size_t step = 0; step < kSteps; ++step) {
     const __m512i weight = _mm512_loadu_si512(weights + step * kPanelColumns * kSliceStep);
-    for (std::size_t row = 0; row < kRows; ++row) {
-      for (std::size_t s = 0; s < kSlices; ++s) {
-        int four;
-        __builtin_memcpy(&four, digits + ((s * steps + step) * rows + row) * kSliceStep, 4);
-        sum[row][s] = _mm512_dpbusd_epi32(sum[row][s], weight, _mm512_set1_epi32(four));
-      }
+    for (std::size_t s = 0; s < kSlices; ++s) {
+      int four;
+      __builtin_memcpy(&four, digits + (s * kSteps + step) * kSliceStep, 4);
+      __m512i& to = chain[s][step % kChains];
+      to = _mm512_dpbusd_epi32(to, weight, _mm512_set1_epi32(four));
     }
   }
-  for (std::size_t row = 0; row < kRows; ++row) {
-    const __m512i first = kSlices == 1 ? sum[row][0] : joined(sum[row][0], sum[row][kSlices > 1]);
-    __m512d low = low_half(first);
-    __m512d high = high_half(first);
-    if constexpr (kSlices > 2) {
-      const __m512i second =
-          kSlices == 3 ? sum[row][2] : joined(sum[row][2], sum[row][kSlices - 1]);
-      const __m512d weight = _mm512_set1_pd(65536.0);
-      low = _mm512_fmadd_pd(low_half(second), weight, low);
-      high = _mm512_fmadd_pd(high_half(second), weight, high);
+  __m512i sum[kSlices];
+  for (std::size_t s = 0; s < kSlices; ++s) {
+    sum[s] = chain[s][0];
+    if (kChains == 2) sum[s] = _mm512_add_epi32(chain[s][0], chain[s][1 % kChains]);
+    if (kChains == 4) {
+      sum[s] = _mm512_add_epi32(_mm512_add_epi32(chain[s][0], chain[s][1 % kChains]),
+                                _mm512_add_epi32(chain[s][2 % kChains], chain[s][3 % kChains]));
     }
-    add_values(low, high, scales, block.factors[first_row + row],
-               sums + (first_row + row) * kPanelColumns);
   }
+  const __m512i first = kSlices == 1 ? sum[0] : joined(sum[0], sum[kSlices > 1]);
+  __m512d low = low_half(first);
+  __m512d high = high_half(first);
+  if constexpr (kSlices > 2) {
+    const __m512i second = kSlices == 3 ? sum[2] : joined(sum[2], sum[kSlices - 1]);
+    const __m512d weight = _mm512_set1_pd(65536.0);
+    low = _mm512_fmadd_pd(low_half(second), weight, low);
+    high = _mm512_fmadd_pd(high_half(second), weight, high);
+  }
+  const __m512d by_row = _mm512_set1_pd(factor);
+  sums.low = _mm512_fmadd_pd(low, _mm512_mul_pd(_mm512_loadu_pd(scales), by_row), sums.low);
+  sums.high = _mm512_fmadd_pd(high, _mm512_mul_pd(_mm512_loadu_pd(scales + 8), by_row), sums.high);
 }
 
-template <std::size_t kRows>
-void dot_rows(const SliceBlock& block, std::size_t steps, std::size_t rows, std::size_t first_row,
-              const std::uint8_t* weights, const double* scales, double* sums) {
-  switch (block.slices) {
-    case 0:
-      return;
-    case 1:
-      return dot_block<kRows, 1>(block, steps, rows, first_row, weights, scales, sums);
-    case 2:
-      return dot_block<kRows, 2>(block, steps, rows, first_row, weights, scales, sums);
-    case 3:
-      return dot_block<kRows, 3>(block, steps, rows, first_row, weights, scales, sums);
-    default:
-      return dot_block<kRows, 4>(block, steps, rows, first_row, weights, scales, sums);
+template <std::size_t kSteps>
+void dot_blocks(const SliceBlock* blocks, std::size_t count, std::size_t rows,
+                const std::uint8_t* weights, const double* scales, double* out) {
+  for (std::size_t row = 0; row < rows; ++row, out += kPanelColumns) {
+    Sums sums{_mm512_loadu_pd(out), _mm512_loadu_pd(out + 8)};
+    const std::uint8_t* block_weights = weights;
+    const double* block_scales = scales;
+    for (std::size_t b = 0; b < count; ++b) {
+      const SliceBlock& block = blocks[b];
+      const std::int8_t* digits = block.digits + row * kMostSlices * kSteps * kSliceStep;
+      const std::int32_t* starts = block.starts + row * kMostSlices;
+      const double factor = block.factors[row];
+      switch (block.slices[row]) {
+        case 0:
+          break;
+        case 1:
+          dot_row<1, kSteps>(digits, starts, factor, block_weights, block_scales, sums);
+          break;
+        case 2:
+          dot_row<2, kSteps>(digits, starts, factor, block_weights, block_scales, sums);
+          break;
+        case 3:
+          dot_row<3, kSteps>(digits, starts, factor, block_weights, block_scales, sums);
+          break;
+        default:
+          dot_row<4, kSteps>(digits, starts, factor, block_weights, block_scales, sums);
+      }
+      block_weights += kSteps * kPanelColumns * kSliceStep;
+      block_scales += kPanelColumns;
+    }
+    _mm512_storeu_pd(out, sums.low);
+    _mm512_storeu_pd(out + 8, sums.high);
   }
 }
 
 void dot(const SliceBlock* blocks, std::size_t count, std::size_t steps, std::size_t rows,
          const std::uint8_t* weights, const double* scales, double* sums) {
-  constexpr std::size_t kGroup = 4;
-  for (std::size_t b = 0; b < count; ++b) {
-    const std::uint8_t* block_weights = weights + b * steps * kPanelColumns * kSliceStep;
-    const double* block_scales = scales + b * kPanelColumns;
-    for (std::size_t row = 0; row < rows; row += kGroup) {
-      switch (rows - row) {
-        case 1:
-          dot_rows<1>(blocks[b], steps, rows, row, block_weights, block_scales, sums);
-          break;
-        case 2:
-          dot_rows<2>(blocks[b], steps, rows, row, block_weights, block_scales, sums);
-          break;
-        case 3:
-          dot_rows<3>(blocks[b], steps, rows, row, block_weights, block_scales, sums);
-          break;
-        default:
-          dot_rows<4>(blocks[b], steps, rows, row, block_weights, block_scales, sums);
-      }
-    }
-  }
+  if (steps == 8) return dot_blocks<8>(blocks, count, rows, weights, scales, sums);
+  dot_blocks<4>(blocks, count, rows, weights, scales, sums);
 }
 
 }  // namespace
