@@ -76,9 +76,10 @@ int run(int argc, char** argv) {
   app.add_flag("--json", global.json, "machine-readable result on stdout");
   app.add_option("--threads", global.threads, "threads to use, 0 = all; never changes a result")
       ->check(CLI::Range(0, 4096));
-  app.add_option("--isa", isa,
-                 "instruction set: scalar, sse42, avx2, avx512, neon (also MOEREF_ISA); never "
-                 "changes a result");
+  app.add_option(
+      "--isa", isa,
+      "instruction set: scalar, sse42, avx2, avx512, avx512vnni, neon (also MOEREF_ISA); never "
+      "changes a result");
   app.parse_complete_callback([&isa] { choose_kernels(isa); });
   add_commands(app, global);
   try {

@@ -1,11 +1,13 @@
 #include "engine/weight_panel.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <optional>
 
 #include "engine/packed_rows.hpp"
+#include "quant/cast.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/formats.hpp"
 #include "quant/row_decoder.hpp"
@@ -128,11 +130,6 @@ std::int64_t WeightReader::code_bytes(std::int64_t count) const {
   return (count * info(matrix_.codes.format).bits + 7) / 8;
 }
 
-double WeightReader::scale_value(const std::byte* scale) const {
-  if (scale_bytes_ == 1) return scale_values_[std::to_integer<std::size_t>(*scale)];
-  return static_cast<double>(moeref::decode(matrix_.scales->format, load<std::uint16_t>(scale)));
-}
-
 /// Finds the codes and the narrow scales of the columns.
 void WeightReader::place(PanelSurvey& survey) const {
   for (std::int64_t j = 0; j < kPanelColumns; ++j) {
@@ -153,16 +150,16 @@ void WeightReader::place(PanelSurvey& survey) const {
 WeightReader::Range WeightReader::range_of(Format format, const std::byte* codes,
                                            std::int64_t count) const {
   const CodeForm& form = *find_form(format);
-  std::uint32_t smallest;
-  std::uint32_t largest;
-  kernels_.gemm->magnitudes(form.bytes, form.mask, codes, to_size(count), &smallest, &largest);
-  if (!form.has_zero && std::memchr(codes, 0, to_size(count)) != nullptr) smallest = 0;
-  if (smallest > largest) return {};
-  if (largest >= form.infinite) return {0.0, 0, false};
+  simd::Magnitudes sizes = kernels_.gemm->magnitudes(form.bytes, form.mask, codes, to_size(count));
+  if (!form.has_zero && std::memchr(codes, 0, to_size(count)) != nullptr) sizes.smallest = 0;
+  if (sizes.smallest > sizes.largest) return {};
+  if (sizes.largest >= form.infinite) return {0.0, 0, false};
   const int exponent =
-      std::max(static_cast<int>(smallest >> form.fraction_bits), form.has_zero ? 1 : 0);
-  return {static_cast<double>(moeref::decode(format, largest)),
-          exponent - form.bias - form.fraction_bits, true};
+      std::max(static_cast<int>(sizes.smallest >> form.fraction_bits), form.has_zero ? 1 : 0);
+  // Fraction bits that no code has do not count.
+  const int unused = std::countr_zero(sizes.bits | 1u << form.fraction_bits);
+  return {static_cast<double>(moeref::decode(format, sizes.largest)),
+          exponent - form.bias - form.fraction_bits + unused, true};
 }
 
 /// Of all narrow scales of a row.
@@ -246,9 +243,14 @@ std::int64_t WeightReader::read_scales(const PanelSurvey& panel, std::int64_t k,
       for (std::int64_t b = 0; b < blocks; ++b) {
         to[b * kPanelColumns] = values[std::to_integer<std::size_t>(scale[b])];
       }
+    } else if (matrix_.scales->format == Format::bf16) {
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        const std::uint32_t bits = std::uint32_t{load<std::uint16_t>(scale + 2 * b)} << 16;
+        to[b * kPanelColumns] = static_cast<double>(std::bit_cast<float>(bits));
+      }
     } else {
       for (std::int64_t b = 0; b < blocks; ++b) {
-        to[b * kPanelColumns] = scale_value(scale + b * scale_bytes_);
+        to[b * kPanelColumns] = static_cast<double>(widen_f16(load<std::uint16_t>(scale + 2 * b)));
       }
     }
     to[blocks * kPanelColumns] = 0.0;  // of the rest of a last unit, which nobody uses

@@ -70,7 +70,6 @@ class WeightReader {
   Range code_range(const std::byte* codes, std::int64_t count) const;
   void place(PanelSurvey& survey) const;
   std::int64_t code_bytes(std::int64_t count) const;
-  double scale_value(const std::byte* scale) const;
   std::int64_t read_scales(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
   simd::PanelCodes codes_of(const PanelSurvey& panel, std::int64_t k, std::int64_t count) const;
   template <typename Decode>

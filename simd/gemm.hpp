@@ -44,6 +44,13 @@ struct FinishTerms {
   const double* addends[2] = {nullptr, nullptr};  ///< each [kPanelColumns] or null
 };
 
+/// What some codes without their signs have in common.
+struct Magnitudes {
+  std::uint32_t smallest = 0;  ///< but for zeros; above `largest`: all are zeros
+  std::uint32_t largest = 0;
+  std::uint32_t bits = 0;  ///< that any of them has
+};
+
 /// Significant bits and exponents of an output type.
 struct OutputType {
   int precision = 24;
@@ -61,10 +68,9 @@ struct GemmKernels {
   /// panel[i * 16 + j] = code i of column j times its factor, for i < k: whole units of codes.
   /// Codes that are NaN or infinity give anything, in their column alone.
   void (*decode)(const PanelCodes& codes, std::size_t k, double* panel);
-  /// The smallest (zeros apart) and the largest of `count` codes of `bytes` 1 or 2, under `mask`;
-  /// smallest > largest: all are zeros.
-  void (*magnitudes)(std::size_t bytes, std::uint32_t mask, const std::byte* codes,
-                     std::size_t count, std::uint32_t* smallest, std::uint32_t* largest);
+  /// Of `count` codes of `bytes` 1 or 2, under `mask`.
+  Magnitudes (*magnitudes)(std::size_t bytes, std::uint32_t mask, const std::byte* codes,
+                           std::size_t count);
   /// Of `count` finite numbers the lowest set bit (infinity: all are zeros), the largest size, and
   /// the rounded sum of the sizes, in one order everywhere.
   void (*window)(const double* values, std::size_t count, double* lowest, double* largest,

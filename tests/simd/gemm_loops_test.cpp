@@ -50,7 +50,7 @@ std::vector<double> whole_numbers(std::size_t count, std::mt19937_64& random) {
 TEST_P(GemmLoops, SumProductsForEveryNumberOfRowsAndAnyDepth) {
   std::mt19937_64 random(1);
   for (std::size_t rows = 1; rows <= simd::kMaxRowBlock; ++rows) {
-    for (const std::size_t k : {0, 1, 2, 3, 4, 5, 7, 8, 31, 128, 131}) {
+    for (const std::size_t k : {0u, 1u, 2u, 3u, 4u, 5u, 7u, 8u, 31u, 128u, 131u}) {
       const std::vector<double> a = whole_numbers(k * rows, random);
       const std::vector<double> panel = whole_numbers(k * kPanelColumns, random);
       const std::vector<double> before = whole_numbers(rows * kPanelColumns + 1, random);
@@ -129,8 +129,7 @@ TEST_P(GemmLoops, DecodeEveryFiniteCodeExactly) {
           for (std::size_t j = 0; j < kPanelColumns; ++j) {
             const float value = decode(type.format, code_at(codes.columns[j], type.format, i));
             if (!std::isfinite(value)) continue;
-            const double factor =
-                scaled ? factors[i / simd::kFactorUnit * kPanelColumns + j] : 1.0;
+            const double factor = scaled ? factors[i / simd::kFactorUnit * kPanelColumns + j] : 1.0;
             ASSERT_EQ(std::bit_cast<std::uint64_t>(panel[i * kPanelColumns + j]),
                       std::bit_cast<std::uint64_t>(static_cast<double>(value) * factor))
                 << info(type.format).name << " " << i << " " << j;
@@ -151,6 +150,7 @@ TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
         std::vector<std::byte> codes(bytes * count + 1);
         std::uint32_t smallest = ~0u;
         std::uint32_t largest = 0;
+        std::uint32_t any = 0;
         for (std::size_t i = 0; i < count; ++i) {
           const auto code =
               static_cast<std::uint16_t>(range == ~0ull ? random() : random() % range);
@@ -158,15 +158,15 @@ TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
           const std::uint32_t size = code & mask & (bytes == 1 ? 0xFFu : 0xFFFFu);
           if (size != 0) smallest = std::min(smallest, size);
           largest = std::max(largest, size);
+          any |= size;
         }
-        std::uint32_t least;
-        std::uint32_t most;
-        loops().magnitudes(bytes, mask, codes.data() + 1, count, &least, &most);
-        EXPECT_EQ(most, largest);
+        const simd::Magnitudes sizes = loops().magnitudes(bytes, mask, codes.data() + 1, count);
+        EXPECT_EQ(sizes.largest, largest);
+        EXPECT_EQ(sizes.bits, any);
         if (largest == 0) {
-          EXPECT_GT(least, most);
+          EXPECT_GT(sizes.smallest, sizes.largest);
         } else {
-          EXPECT_EQ(least, smallest) << bytes << " bytes, " << count << " codes";
+          EXPECT_EQ(sizes.smallest, smallest) << bytes << " bytes, " << count << " codes";
         }
       }
     }
