@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "bench/blas.hpp"
+#include "bench/markdown_reporter.hpp"
 #include "io/counter_random.hpp"
 #include "quant/formats.hpp"
 #include "simd/kernels.hpp"
@@ -188,11 +189,20 @@ void add_context() {
 }  // namespace
 
 int run(int argc, char** argv, void (*register_all)()) {
+  const auto markdown = std::find(argv, argv + argc, std::string_view("--markdown"));
+  const bool prints_markdown = markdown != argv + argc;
+  if (prints_markdown)
+    argc = static_cast<int>(std::remove(markdown, argv + argc, *markdown) - argv);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   add_context();
   register_all();
-  benchmark::RunSpecifiedBenchmarks();
+  if (prints_markdown) {
+    MarkdownReporter reporter;
+    benchmark::RunSpecifiedBenchmarks(&reporter);
+  } else {
+    benchmark::RunSpecifiedBenchmarks();
+  }
   return 0;
 }
 

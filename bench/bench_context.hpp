@@ -33,7 +33,7 @@ double write_bandwidth();
 double peak_f64_flops();
 
 /// main of a benchmark: CPU, instruction set and the limits above go into the context, then
-/// `register_all` registers what BENCHMARK has not. Exit code.
+/// `register_all` registers what BENCHMARK has not. --markdown prints tables. Exit code.
 int run(int argc, char** argv, void (*register_all)());
 
 }  // namespace moeref::bench

@@ -1,62 +1,145 @@
-// A whole layer in the sizes of GPT-OSS-20B (experts cut to 8 so that it fits small machines):
-// routing given, with each level of numerics. Counters: tokens/s, GFLOP/s, weight bytes touched per
-// second as a share of the read bandwidth; x_reference: the time over that of reference numerics.
+// Whole layers in the sizes of published models, routing given and even. Counters: tokens/s;
+// GFLOP/s and its share of the f64 kernel's peak on all threads; bytes of the weights that are
+// touched, a second, and their share of the read bandwidth; how many times as fast as OpenBLAS's
+// sgemm on ready f32 weights and as the loop of GPU tests (dequantize each expert that is hit,
+// plain f32 loops), both for the GEMMs alone, measured on one expert for each thread and
+// multiplied; x_reference: the time over that of reference numerics; the shares of the outputs of
+// GEMMs that are proved by one sum and that need the last resort.
 #include <benchmark/benchmark.h>
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "bench/bench_context.hpp"
+#include "bench/blas.hpp"
+#include "bench/markdown_reporter.hpp"
+#include "bench/moe_shapes.hpp"
+#include "bench/naive.hpp"
 #include "engine/moe.hpp"
 #include "layout/backend.hpp"
 #include "layout/prepare.hpp"
+#include "quant/parallel.hpp"
 
 namespace moeref {
 namespace {
 
+using bench::BenchLayer;
+using bench::MoeShape;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+const BenchLayer& layer_of(const MoeShape& shape) {
+  static const MoeShape* kept = nullptr;
+  static std::unique_ptr<const BenchLayer> layer;
+  if (kept != &shape) {
+    layer.reset();
+    layer = bench::make_layer(shape);
+    kept = &shape;
+  }
+  return *layer;
+}
+
+/// GEMMs of one expert: [rows, hidden] x w1, [rows, intermediate] x w2.
+struct ExpertGemms {
+  std::int64_t first_columns;
+  std::int64_t hidden;
+  std::int64_t intermediate;
+};
+
+double sgemm_of_expert(const ExpertGemms& gemms, std::int64_t rows, int threads) {
+  return bench::sgemm_seconds(rows, gemms.first_columns, gemms.hidden, threads) +
+         bench::sgemm_seconds(rows, gemms.hidden, gemms.intermediate, threads);
+}
+
+/// Seconds of one expert for each thread, at the same time.
+double naive_of_experts(const MoeLayer& layer, std::int64_t rows, int threads) {
+  const std::vector<float> x(
+      static_cast<std::size_t>(rows * std::max(layer.hidden, layer.intermediate)), 0.5f);
+  struct Scratch {
+    std::vector<float> weights;
+    std::vector<float> y;
+  };
+  const auto begin = Clock::now();
+  parallel_for<Scratch>(threads, threads, [&](std::int64_t i, Scratch& scratch) {
+    const Expert& expert = layer.experts[static_cast<std::size_t>(i)];
+    scratch.y.resize(x.size());
+    for (const ScaledMatrix* weight : {&expert.gate, &expert.up, &expert.down}) {
+      if (*weight) bench::naive_gemm(x.data(), rows, *weight, scratch.weights, scratch.y.data());
+    }
+  });
+  return seconds_since(begin);
+}
+
+void whole_layer(benchmark::State& state, const MoeShape& shape) {
+  const std::int64_t tokens = state.range(0);
+  const BenchLayer& made = layer_of(shape);
+  const bench::Operand x = bench::random_activations("bf16", tokens, shape.hidden, 99);
+  const Route route = bench::even_route(tokens, shape.top_k, shape.experts);
+  ForwardOptions options;
+  options.threads = static_cast<int>(state.range(1));
+  const std::int64_t slots = tokens * shape.top_k;
+  const std::int64_t hit = std::min(slots, shape.experts);
+  const std::int64_t rows = (slots + hit - 1) / hit;
+  const std::int64_t halves = shape.gated ? 2 : 1;
+  const ExpertGemms gemms{halves * shape.intermediate, shape.hidden, shape.intermediate};
+  double ours = 0.0;
+  double sgemm = 0.0;
+  double naive = 0.0;
+  std::int64_t runs = 0;
+  GemmStatistics statistics;
+  // In turn, so that a noisy machine is as noisy for all.
+  for (auto _ : state) {
+    sgemm += sgemm_of_expert(gemms, rows, options.threads) * static_cast<double>(hit);
+    if (runs == 0) {
+      naive = naive_of_experts(made.layer, rows, options.threads) * static_cast<double>(hit) /
+              options.threads;
+    }
+    const auto begin = Clock::now();
+    const ForwardResult result = forward(made.layer, x.matrix, route, options);
+    const double seconds = seconds_since(begin);
+    benchmark::DoNotOptimize(result.output.data());
+    statistics = result.statistics;
+    ours += seconds;
+    ++runs;
+    state.SetIterationTime(seconds);
+  }
+  const double one = ours / static_cast<double>(runs);
+  const double flops =
+      2.0 * static_cast<double>(slots * (halves + 1) * shape.hidden * shape.intermediate) / one;
+  const double bytes = static_cast<double>(hit * made.bytes_per_expert) / one;
+  const double outputs = static_cast<double>(statistics.one_sum + statistics.split +
+                                             statistics.estimated + statistics.wide);
+  state.counters["tokens"] = static_cast<double>(tokens) / one;
+  state.counters["flops"] = flops;
+  state.counters["of_f64_peak"] = flops / bench::peak_f64_flops() / options.threads;
+  state.counters["bytes"] = bytes;
+  state.counters["of_read"] = bytes / bench::read_bandwidth();
+  if (bench::has_blas()) state.counters["x_sgemm"] = sgemm / ours;
+  state.counters["x_naive"] = naive / one;
+  state.counters["one_sum"] = static_cast<double>(statistics.one_sum) / outputs;
+  state.counters["last_resort"] = static_cast<double>(statistics.wide) / outputs;
+}
+
 constexpr std::int64_t kWidth = 2880;
 constexpr std::int64_t kExperts = 8;
 constexpr std::int64_t kTopK = 4;
-
-struct Layer {
-  std::vector<bench::Operand> operands;
-  MoeLayer layer;
-};
-
-const Layer& gpt_oss_layer() {
-  static const std::unique_ptr<const Layer> layer = [] {
-    auto made = std::make_unique<Layer>();
-    made->operands.reserve(3 * kExperts);
-    made->layer.weight_format = "mxfp4";
-    made->layer.hidden = kWidth;
-    made->layer.intermediate = kWidth;
-    made->layer.activation = {ActivationForm::swiglu, 1.702f, 1.0f, 7.0f, {}, {}, {}};
-    const auto weight = [&made](std::uint64_t seed) {
-      made->operands.push_back(bench::random_weight("mxfp4", kWidth, kWidth, seed));
-      return made->operands.back().matrix;
-    };
-    for (std::uint64_t expert = 0; expert < kExperts; ++expert) {
-      Expert e;
-      e.gate = weight(3 * expert);
-      e.up = weight(3 * expert + 1);
-      e.down = weight(3 * expert + 2);
-      made->layer.experts.push_back(e);
-    }
-    return made;
-  }();
-  return *layer;
-}
+constexpr MoeShape kNumericsShape{"gpt-oss-20b", "mxfp4", kWidth, kWidth, kExperts, kTopK, true};
 
 /// The layer as the kernel of flashinfer_sm90_mxfp4 reads it.
 const KernelLayer& kernel_layer() {
   static const KernelLayer kernel = [] {
+    const MoeLayer& layer = layer_of(kNumericsShape).layer;
     const Backend& backend = find_backend("flashinfer_sm90_mxfp4");
-    const PreparedLayer prepared =
-        plan_layer(backend, parse_options(backend, {}), gpt_oss_layer().layer, {});
+    const PreparedLayer prepared = plan_layer(backend, parse_options(backend, {}), layer, {});
     std::vector<Tensor> made;
     for (const PreparedTensor& tensor : prepared.tensors) made.push_back(make(tensor, 0));
-    return prepared_kernel_layer(prepared, made, gpt_oss_layer().layer, 0);
+    return prepared_kernel_layer(prepared, made, layer, 0);
   }();
   return kernel;
 }
@@ -64,8 +147,9 @@ const KernelLayer& kernel_layer() {
 /// One forward; rounding points and sums as the level says.
 void run_forward(NumericsLevel level, const ScaledMatrix& x, const Route& route,
                  const ForwardOptions& options) {
+  const MoeLayer& layer = layer_of(kNumericsShape).layer;
   if (level == NumericsLevel::reference) {
-    benchmark::DoNotOptimize(forward(gpt_oss_layer().layer, x, route, options).output.data());
+    benchmark::DoNotOptimize(forward(layer, x, route, options).output.data());
     return;
   }
   const Backend& backend = find_backend("flashinfer_sm90_mxfp4");
@@ -76,53 +160,53 @@ void run_forward(NumericsLevel level, const ScaledMatrix& x, const Route& route,
   request.kernel = parse_kernel_options(backend, {});
   request.tokens = route.tokens;
   request.top_k = route.top_k;
-  request.activation = gpt_oss_layer().layer.activation;
+  request.activation = layer.activation;
   request.level = level;
   const Numerics numerics = numerics_for(backend, request);
   benchmark::DoNotOptimize(
       forward(kernel_layer(), x, route, numerics, level, options).output.data());
 }
 
-void gpt_oss_20b(benchmark::State& state, NumericsLevel level) {
+void numerics_of_a_layer(benchmark::State& state, NumericsLevel level) {
   const std::int64_t tokens = state.range(0);
   const bench::Operand x = bench::random_activations("bf16", tokens, kWidth, 99);
-  Route route{tokens, kTopK, {}, {}};
-  for (std::int64_t slot = 0; slot < tokens * kTopK; ++slot) {
-    route.ids.push_back(static_cast<std::int32_t>((slot + slot / kTopK) % kExperts));
-    route.weights.push_back(0.25f);
-  }
+  const Route route = bench::even_route(tokens, kTopK, kExperts);
   ForwardOptions options;
   options.threads = static_cast<int>(state.range(1));
   const auto seconds_of = [&](NumericsLevel timed) {
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = Clock::now();
     run_forward(timed, x.matrix, route, options);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return seconds_since(begin);
   };
+  layer_of(kNumericsShape);
   kernel_layer();  // prepared before anything is timed
   double reference = 0.0;
   double timed = 0.0;
-  // In turn, so that a noisy machine is as noisy for both.
   for (auto _ : state) {
-    if (level != NumericsLevel::reference) reference += seconds_of(NumericsLevel::reference);
+    reference += seconds_of(NumericsLevel::reference);
     const double seconds = seconds_of(level);
     timed += seconds;
     state.SetIterationTime(seconds);
   }
-  const double slots = static_cast<double>(tokens * kTopK);
-  const double touched =
-      std::min(slots, static_cast<double>(kExperts)) * 3 * kWidth * kWidth * (0.5 + 1.0 / 32);
   const double runs = static_cast<double>(state.iterations());
   state.counters["tokens"] = static_cast<double>(tokens) * runs / timed;
-  state.counters["flops"] = slots * 6.0 * kWidth * kWidth * runs / timed;
-  state.counters["of_read_bandwidth"] = touched * runs / timed / bench::read_bandwidth();
-  if (reference > 0.0) state.counters["x_reference"] = timed / reference;
+  state.counters["flops"] =
+      static_cast<double>(tokens * kTopK) * 6.0 * kWidth * kWidth * runs / timed;
+  state.counters["x_reference"] = timed / reference;
 }
 
 void register_all() {
-  for (const NumericsLevel level :
-       {NumericsLevel::reference, NumericsLevel::backend, NumericsLevel::replay}) {
-    benchmark::RegisterBenchmark(("BM_moe/gpt-oss-20b/" + std::string(name(level))).c_str(),
-                                 gpt_oss_20b, level)
+  for (const MoeShape& shape : bench::moe_shapes()) {
+    const std::string name = "BM_layer/" + std::string(shape.name) + ", " + shape.weights;
+    benchmark::RegisterBenchmark(name.c_str(), whole_layer, shape)
+        ->ArgNames({"tokens", "threads"})
+        ->ArgsProduct({{1, 8, 64, 512}, {1, 2}})
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime();
+  }
+  for (const NumericsLevel level : {NumericsLevel::backend, NumericsLevel::replay}) {
+    benchmark::RegisterBenchmark(("BM_numerics/" + std::string(name(level))).c_str(),
+                                 numerics_of_a_layer, level)
         ->ArgNames({"tokens", "threads"})
         ->ArgsProduct({{1, 8, 64}, {1, 2}})
         ->Unit(benchmark::kMillisecond)
@@ -133,4 +217,7 @@ void register_all() {
 }  // namespace
 }  // namespace moeref
 
-int main(int argc, char** argv) { return moeref::bench::run(argc, argv, moeref::register_all); }
+int main(int argc, char** argv) {
+  moeref::bench::choose_blas_core(argv);
+  return moeref::bench::run(argc, argv, moeref::register_all);
+}
