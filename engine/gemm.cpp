@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 
+#include "engine/exact/exact_dot.hpp"
 #include "engine/exact/linear_form.hpp"
 #include "engine/exact/rounding.hpp"
 #include "engine/exact/superaccumulator.hpp"
@@ -59,11 +60,12 @@ struct Problem {
   const GemmInput& x;
   const ScaledMatrix& weight;
   const GemmEpilogue& epilogue;
-  std::vector<std::int64_t> bounds;  ///< columns where segments begin, then K
-  std::vector<Window> x_windows;     ///< [rows, segments]
-  std::vector<double> x_scales;      ///< [rows, segments]: the wide scales
-  std::vector<int> x_bits;           ///< [rows]: that the sum over any segment spans
-  std::vector<Tail> tails;           ///< [rows]
+  std::vector<std::int64_t> bounds;    ///< columns where segments begin, then K
+  std::vector<Window> x_windows = {};  ///< [rows, segments]
+  std::vector<double> x_scales = {};   ///< [rows, segments]: the wide scales
+  std::vector<int> x_bits = {};        ///< [rows]: that the sum over any segment spans
+  int most_bits = 0;                   ///< of all rows
+  std::vector<Tail> tails = {};        ///< [rows]
   const simd::KernelTable& kernels;
   bool wide_weight_scales = false;
   const SlicedRows* sliced = nullptr;  ///< sums are those of whole numbers, where they are proved
@@ -90,9 +92,11 @@ bool has_short_significands(const ScaledMatrix& matrix) {
 }
 
 /// |rounded sum of products - sum| / sum of |products| is at most this: the terms of a chunk one
-/// after the other, then the chunks.
+/// after the other, then the chunks; or exact sums of blocks of 16 terms or more, one after the
+/// other.
 double sum_error(std::int64_t terms) {
-  const std::int64_t steps = std::min(terms, kDepthChunk) + terms / kDepthChunk + 16;
+  const std::int64_t steps =
+      std::max(std::min(terms, kDepthChunk) + terms / kDepthChunk, terms / 16) + 16;
   return static_cast<double>(steps) * 0x1p-52;
 }
 
@@ -107,8 +111,9 @@ struct Panel {
   bool folds = false;               ///< several sums make one output
   int room = 0;                     ///< bits that a row may span for exact sums in every column
   bool finite = true;               ///< all columns with their biases
-  AlignedVector<double> sums;       ///< [part rows, kPanelColumns] of one segment
-  AlignedVector<double> high;       ///< [rows, kPanelColumns], where it folds; with low and error
+  std::array<double, simd::kPanelColumns> norms{};  ///< of the columns, where rows are estimated
+  AlignedVector<double> sums;                       ///< [part rows, kPanelColumns] of one segment
+  AlignedVector<double> high;  ///< [rows, kPanelColumns], where it folds; with low and error
   AlignedVector<double> low;
   AlignedVector<double> error;
 };
@@ -134,6 +139,7 @@ struct Scratch {
   std::vector<Panel> panels;
   std::map<int, RowParts> parts;  ///< by room: neighbouring panels mostly share a few
   std::vector<double> weight_row;
+  std::vector<double> row;  ///< of activations
   exact::LinearForm form;
 };
 
@@ -198,6 +204,10 @@ class PanelJob {
       panel.finite = panel.finite && panel.survey.finite[j] != 0 && std::isfinite(panel.bias[j]);
     }
     choose_parts(panel);
+    panel.norms.fill(HUGE_VAL);
+    if (problem_.segments() == 1 && problem_.most_bits > panel.room) {
+      scratch_.reader->find_norms(panel.survey, panel.norms);
+    }
     panel.folds = panel.parts != nullptr || problem_.segments() > 1;
     panel.sums.resize(to_size(rows_of(panel).rows() * kPanelColumns));
     if (!panel.folds) return;
@@ -331,8 +341,10 @@ class PanelJob {
     const bool cut = panel.parts != nullptr && panel.parts->possible[to_size(row)] != 0;
     if (cut && panel.wide[to_size(j)] == 0) return 0.0;
     if (fits(window, kSumBits - panel.survey.spread[to_size(j)])) return 0.0;
-    return window.total * panel.survey.largest[to_size(s * kPanelColumns + j)] *
-           sum_error(problem_.end(s) - problem_.start(s));
+    const double products =
+        std::min(window.total * panel.survey.largest[to_size(s * kPanelColumns + j)],
+                 window.norm * panel.norms[to_size(j)]);
+    return products * sum_error(problem_.end(s) - problem_.start(s));
   }
 
   void finish(Panel& panel) {
@@ -394,7 +406,7 @@ class PanelJob {
         out[j] = class_of_ieee_sum(panel, row, j, addends[1][j]);
       } else if ((doubts >> j & 1) != 0) {
         ++statistics_.wide;
-        out[j] = by_superaccumulator(panel, row, j, {addends[0][j], addends[1][j]});
+        out[j] = by_itself(panel, row, j, {addends[0][j], addends[1][j]});
       } else {
         ++counter(panel, row, j);
       }
@@ -426,31 +438,46 @@ class PanelJob {
     return one ? statistics_.one_sum : statistics_.split;
   }
 
-  float by_superaccumulator(const Panel& panel, std::int64_t row, std::int64_t j,
-                            std::array<double, 2> addends) {
+  /// One output by itself, from exact sums of its segments.
+  float by_itself(const Panel& panel, std::int64_t row, std::int64_t j,
+                  std::array<double, 2> addends) {
     const Tail& tail = problem_.tails[to_size(row)];
     exact::LinearForm& form = scratch_.form;
     form.clear();
     read_weight_row(panel, j);
+    scratch_.row.resize(to_size(problem_.depth()));
+    problem_.x.values.get(row, scratch_.row);
     for (std::int64_t s = 0; s < problem_.segments(); ++s) {
       const double scale = problem_.x_scale(row, s) *
                            panel.survey.scales[to_size(s * kPanelColumns + j)];  // 48 bits: exact
-      exact::Superaccumulator accumulator;
-      for (std::int64_t k = problem_.start(s); k < problem_.end(s); ++k) {
-        accumulator.add(problem_.x.values.at(row, k) *
-                        scratch_.weight_row[to_size(k)]);  // <= 48 bits: exact
-      }
-      exact::Dyadic rest = accumulator.total();
-      while (!rest.is_zero()) {
-        const exact::Dyadic head = rest.truncated(kSumBits);
-        form.add_product(scale, head.to_double_odd());  // exact: it has at most 53 bits
-        rest -= head;
+      const auto segment = [&](const std::vector<double>& values) {
+        return std::span(values).subspan(to_size(problem_.start(s)),
+                                         to_size(problem_.end(s) - problem_.start(s)));
+      };
+      const std::span<const double> x = segment(scratch_.row);
+      const std::span<const double> w = segment(scratch_.weight_row);
+      if (const auto sum = exact::exact_dot(x, w)) {
+        form.add_product(scale, sum->hi);
+        form.add_product(scale, sum->lo);
+      } else {
+        add_wide_sum(scale, x, w);
       }
     }
     for (std::size_t i = 0; i < tail.multiplier_count; ++i) form.multiply_by(tail.multipliers[i]);
     for (std::size_t i = 0; i < tail.divisor_count; ++i) form.divide_by(tail.divisors[i]);
     for (const double addend : addends) form.add(addend);
     return form.round(problem_.epilogue.output);
+  }
+
+  void add_wide_sum(double scale, std::span<const double> x, std::span<const double> w) {
+    exact::Superaccumulator accumulator;
+    for (std::size_t k = 0; k < x.size(); ++k) accumulator.add(x[k] * w[k]);  // exact
+    exact::Dyadic rest = accumulator.total();
+    while (!rest.is_zero()) {
+      const exact::Dyadic head = rest.truncated(kSumBits);
+      scratch_.form.add_product(scale, head.to_double_odd());  // exact: it has at most 53 bits
+      rest -= head;
+    }
   }
 
   void read_weight_row(const Panel& panel, std::int64_t j) {
@@ -514,17 +541,12 @@ Problem describe(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilo
     fail(weight.name, "is given {} row factors for {} rows", rows.size(), x.rows.size());
   }
   const std::array<const ScaledMatrix*, 2> operands{&x.matrix, &weight};
-  Problem problem{x,
-                  weight,
-                  epilogue,
-                  segment_bounds(operands, weight.cols),
-                  {},
-                  {},
-                  {},
-                  {},
-                  chosen_kernels(),
-                  has_wide_scales(weight),
-                  nullptr};
+  Problem problem{.x = x,
+                  .weight = weight,
+                  .epilogue = epilogue,
+                  .bounds = segment_bounds(operands, weight.cols),
+                  .kernels = chosen_kernels(),
+                  .wide_weight_scales = has_wide_scales(weight)};
   std::vector<double> row(to_size(weight.cols));
   for (std::int64_t i = 0; i < x.count(); ++i) {
     x.values.get(i, row);
@@ -541,6 +563,7 @@ Problem describe(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilo
       problem.x_scales.push_back(wide_scale(x.matrix, x.rows[to_size(i)], problem.start(s)));
     }
     problem.x_bits.push_back(bits);
+    problem.most_bits = std::max(problem.most_bits, bits);
     problem.tails.push_back(tail_of(x.matrix, weight, epilogue, to_size(i)));
   }
   return problem;
@@ -585,8 +608,11 @@ void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& ep
   const simd::DefaultFloatEnvironment environment;
   Problem problem = describe(x, weight, epilogue);
   if (x.count() == 0) return;
-  if (problem.kernels.slices != nullptr && problem.segments() == 1 &&
-      has_short_significands(x.matrix)) {
+  // Long significands have so many digits that they pay for few rows alone, where reading the
+  // weights takes the time.
+  constexpr std::int64_t kFewRows = 16;
+  const bool few_digits = has_short_significands(x.matrix) || x.count() <= kFewRows;
+  if (problem.kernels.slices != nullptr && problem.segments() == 1 && few_digits) {
     const std::int64_t cols = WeightReader(weight, problem.bounds, problem.kernels).slice_cols();
     if (cols != 0) problem.sliced = &x.sliced(cols);
   }

@@ -46,7 +46,7 @@ struct GemmStatistics {
   std::int64_t one_sum = 0;    ///< window proof held for the plain f64 sum
   std::int64_t split = 0;      ///< proof held after splitting the activation row
   std::int64_t estimated = 0;  ///< a rounded f64 sum, all that it can be wrong by rounds the same
-  std::int64_t wide = 0;       ///< element by element in a superaccumulator
+  std::int64_t wide = 0;       ///< the last resort: by itself, in two f64 numbers or integers
   std::int64_t not_finite = 0;
 
   GemmStatistics& operator+=(const GemmStatistics& other);
@@ -62,8 +62,8 @@ struct GemmStatistics {
 /// * max |w| <= 2^53 * lowest bit of a * lowest bit of w) makes that sum exact in any order. Where
 /// it fails for activations of few bits, whose sums often lie on midpoints, the row is cut by
 /// magnitude into parts for which it holds. Else the sum is an estimate with a bound of its error;
-/// if the bound leaves a doubt, a superaccumulator decides. Error: sizes of the operands that
-/// disagree; storage that cannot be (`check_storage`).
+/// if the bound leaves a doubt, the output is summed again, exactly. Error: sizes of the operands
+/// that disagree; storage that cannot be (`check_storage`).
 void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue, float* out,
           std::int64_t out_stride, int threads, GemmStatistics* statistics = nullptr);
 

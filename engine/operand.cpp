@@ -37,7 +37,8 @@ Window window_of(std::span<const double> values, const simd::GemmKernels& kernel
   double lowest;
   double largest;
   double sum;
-  kernels.window(values.data(), values.size(), &lowest, &largest, &sum);
+  double squares;
+  kernels.window(values.data(), values.size(), &lowest, &largest, &sum, &squares);
   Window window;
   if (largest == 0.0) return window;
   window.empty = false;
@@ -48,6 +49,8 @@ Window window_of(std::span<const double> values, const simd::GemmKernels& kernel
   const bool exact = exponent_above(upper) - window.lowest <= 53;  // then so was every partial sum
   window.total = exact ? sum : upper;
   window.sum = exponent_above(window.total);
+  // Squares that underflow are as small as the last term.
+  window.norm = std::sqrt(squares * (1.0 + 0x1p-30) + 0x1p-1000);
   return window;
 }
 

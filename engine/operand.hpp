@@ -16,6 +16,7 @@ struct Window {
   int largest = 0;     ///< every |value| <= 2^largest
   int sum = 0;         ///< the sum of all |value| <= 2^sum
   double total = 0.0;  ///< an upper bound of that sum
+  double norm = 0.0;   ///< and of the root of the sum of squares
   bool empty = true;   ///< all values are zero; the rest means nothing
 };
 

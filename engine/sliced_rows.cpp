@@ -15,7 +15,7 @@ std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value)
 
 /// Some numbers as whole numbers times a power of two.
 struct WholeNumbers {
-  std::array<std::int32_t, kMostCols> values{};
+  std::array<std::int64_t, kMostCols> values{};
   double unit = 0.0;  ///< 0: they span too many bits
 };
 
@@ -36,23 +36,23 @@ WholeNumbers whole_numbers(std::span<const double> numbers) {
     whole.unit = 1.0;
     return whole;
   }
-  constexpr double kReach = 0x1p30;  // that whole numbers of 32 bits and their digits have
+  constexpr double kReach = 0x1p38;  // what kMostSlices digits reach
   if (largest >= kReach * lowest || lowest < 0x1p-900) return whole;
   whole.unit = lowest;
   const double scale = 1.0 / lowest;  // powers of two
   for (std::size_t i = 0; i < numbers.size(); ++i) {
-    whole.values[i] = static_cast<std::int32_t>(numbers[i] * scale);
+    whole.values[i] = static_cast<std::int64_t>(numbers[i] * scale);
   }
   return whole;
 }
 
 /// Balanced digits that the numbers need: n of them reach 127 * (256^n - 1) / 255.
-std::uint8_t slices_of(const std::array<std::int32_t, kMostCols>& values) {
-  std::int32_t most = 0;
-  for (const std::int32_t value : values) most = std::max(most, value < 0 ? -value : value);
-  if (most <= 127) return 1;
-  if (most <= 127 * 257) return 2;
-  return most <= 127 * 65793 ? 3 : 4;
+std::uint8_t slices_of(const std::array<std::int64_t, kMostCols>& values) {
+  std::int64_t most = 0;
+  for (const std::int64_t value : values) most = std::max(most, value < 0 ? -value : value);
+  std::uint8_t slices = 1;
+  for (std::int64_t reach = 127; most > reach; reach = reach * 256 + 127) ++slices;
+  return slices;
 }
 
 }  // namespace

@@ -227,6 +227,30 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
   }
 }
 
+void WeightReader::find_norms(const PanelSurvey& panel,
+                              std::array<double, simd::kPanelColumns>& norms) {
+  norms.fill(HUGE_VAL);
+  if (!plain_ || !narrow_scales_) return;
+  std::array<double, simd::kPanelColumns> squares{};
+  const std::int64_t block_cols = matrix_.scales->block_cols;
+  for (std::int64_t k = 0; k < matrix_.cols; k += kMostSliceCols) {
+    const std::int64_t count = std::min(kMostSliceCols, matrix_.cols - k);
+    const std::int64_t before = read_scales(panel, k, count);
+    const std::int64_t blocks = (before + count - 1) / block_cols + 1;
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      // Whole blocks, though one may reach beyond these columns: no sum gets smaller by it.
+      for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
+        const double scale = factors_[to_size(b * kPanelColumns) + j];
+        squares[j] += scale * scale * static_cast<double>(std::min(block_cols, count));
+      }
+    }
+  }
+  for (std::int64_t j = 0; j < panel.columns; ++j) {
+    const Range codes = code_range(panel.codes_at[to_size(j)], matrix_.cols);
+    norms[to_size(j)] = codes.largest * std::sqrt(squares[to_size(j)]) * (1.0 + 0x1p-30);
+  }
+}
+
 /// The scales of the blocks of columns k .. k + count - 1; gives the columns of the first block
 /// that lie before k.
 std::int64_t WeightReader::read_scales(const PanelSurvey& panel, std::int64_t k,

@@ -44,6 +44,9 @@ class WeightReader {
   /// Panels that can be surveyed before they are decoded: 1, or any number.
   bool reads_any_panel() const { return plain_; }
   void survey(std::int64_t first, PanelSurvey& survey);
+  /// Upper bounds of the root of the sum of squares of each column, for storage that vector code
+  /// reads and scales of blocks; else infinity.
+  void find_norms(const PanelSurvey& panel, std::array<double, simd::kPanelColumns>& norms);
   /// Values [count, kPanelColumns] of columns k .. k + count - 1 of a surveyed panel, k a multiple
   /// of kDepthChunk, count at most that; valid until the next call.
   const double* decode(const PanelSurvey& panel, std::int64_t k, std::int64_t count);

@@ -72,9 +72,9 @@ struct GemmKernels {
   Magnitudes (*magnitudes)(std::size_t bytes, std::uint32_t mask, const std::byte* codes,
                            std::size_t count);
   /// Of `count` finite numbers the lowest set bit (infinity: all are zeros), the largest size, and
-  /// the rounded sum of the sizes, in one order everywhere.
+  /// the rounded sums of the sizes and of the squares, in one order everywhere.
   void (*window)(const double* values, std::size_t count, double* lowest, double* largest,
-                 double* sum);
+                 double* sum, double* squares);
   /// high + low + (within error) += scale * column_scales * sums, each [kPanelColumns].
   void (*add_segment)(const double* sums, const double* column_scales, double scale, double* high,
                       double* low, double* error);

@@ -217,12 +217,13 @@ std::uint32_t gemm_finish(const moeref::simd::FinishTerms& terms,
 
 /// The same sums on every instruction set: eight of them, each in order.
 void gemm_window(const double* values, std::size_t count, double* lowest, double* largest,
-                 double* sum) {
+                 double* sum, double* squares) {
   constexpr std::size_t kSums = 8;
   const double infinity = gemm_double(0x7FFull << 52);
   double low[kSums];
   double high[kSums] = {};
   double sums[kSums] = {};
+  double square_sums[kSums] = {};
   for (double& value : low) value = infinity;
   const auto take = [&](double value, std::size_t j) {
     const double size = gemm_size(value);
@@ -235,6 +236,7 @@ void gemm_window(const double* values, std::size_t count, double* lowest, double
     low[j] = counted < low[j] ? counted : low[j];
     high[j] = size > high[j] ? size : high[j];
     sums[j] += size;
+    square_sums[j] += size * size;
   };
   std::size_t i = 0;
   for (; i + kSums <= count; i += kSums) {
@@ -244,10 +246,12 @@ void gemm_window(const double* values, std::size_t count, double* lowest, double
   *lowest = infinity;
   *largest = 0.0;
   *sum = 0.0;
+  *squares = 0.0;
   for (std::size_t j = 0; j < kSums; ++j) {
     *lowest = low[j] < *lowest ? low[j] : *lowest;
     *largest = high[j] > *largest ? high[j] : *largest;
     *sum += sums[j];
+    *squares += square_sums[j];
   }
 }
 

@@ -12,8 +12,8 @@
 
 namespace moeref::simd {
 
-/// Digits that a block has at most: whole numbers of 32 bits.
-inline constexpr std::size_t kMostSlices = 4;
+/// Digits that a block has at most: its sum of products is then below 2^49, an f64 number.
+inline constexpr std::size_t kMostSlices = 5;
 /// Columns of K whose products one instruction sums.
 inline constexpr std::size_t kSliceStep = 4;
 /// What is added to twice a weight.

@@ -98,10 +98,15 @@ inline void dot_row(const std::int8_t* digits, const std::int32_t* starts, doubl
   __m512d low = low_half(first);
   __m512d high = high_half(first);
   if constexpr (kSlices > 2) {
-    const __m512i second = kSlices == 3 ? sum[2] : joined(sum[2], sum[kSlices - 1]);
-    const __m512d weight = _mm512_set1_pd(65536.0);
+    const __m512i second = kSlices == 3 ? sum[2] : joined(sum[2], sum[kSlices > 3 ? 3 : 2]);
+    const __m512d weight = _mm512_set1_pd(0x1p16);
     low = _mm512_fmadd_pd(low_half(second), weight, low);
     high = _mm512_fmadd_pd(high_half(second), weight, high);
+  }
+  if constexpr (kSlices > 4) {
+    const __m512d weight = _mm512_set1_pd(0x1p32);
+    low = _mm512_fmadd_pd(low_half(sum[4]), weight, low);
+    high = _mm512_fmadd_pd(high_half(sum[4]), weight, high);
   }
   const __m512d by_row = _mm512_set1_pd(factor);
   sums.low = _mm512_fmadd_pd(low, _mm512_mul_pd(_mm512_loadu_pd(scales), by_row), sums.low);
@@ -132,8 +137,11 @@ void dot_blocks(const SliceBlock* blocks, std::size_t count, std::size_t rows,
         case 3:
           dot_row<3, kSteps>(digits, starts, factor, block_weights, block_scales, sums);
           break;
-        default:
+        case 4:
           dot_row<4, kSteps>(digits, starts, factor, block_weights, block_scales, sums);
+          break;
+        default:
+          dot_row<5, kSteps>(digits, starts, factor, block_weights, block_scales, sums);
       }
       block_weights += kSteps * kPanelColumns * kSliceStep;
       block_scales += kPanelColumns;

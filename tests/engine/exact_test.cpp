@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/exact/dyadic.hpp"
+#include "engine/exact/exact_dot.hpp"
 #include "engine/exact/rounding.hpp"
 #include "tests/judge/mpfr_real.hpp"
 
@@ -207,6 +208,42 @@ TEST(Dyadic, RoundsQuotientsOnceThroughADouble) {
     EXPECT_EQ(bits_of(odd), bits_of(odd_double(expected)));
     EXPECT_EQ(bits_of(round_to(Format::f32, odd)), bits_of(expected.to_float()));
   }
+}
+
+TEST(ExactDot, IsTheSumOrNothing) {
+  std::mt19937_64 random(17);
+  int held = 0;
+  int too_wide = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const int exponents = round % 3 == 0 ? 10 : round % 3 == 1 ? 60 : 400;
+    std::vector<double> x, y;
+    for (std::size_t size = random() % 40; x.size() < size;) {
+      const auto number = [&] {
+        const auto whole =
+            static_cast<double>(static_cast<std::int64_t>(random() % 0x2000000)) - 0x1000000;
+        return std::ldexp(whole, static_cast<int>(random() % static_cast<unsigned>(exponents)));
+      };
+      x.push_back(number());
+      y.push_back(number());
+      if (random() % 2 == 0) {  // what cancels
+        x.push_back(-x.back());
+        y.push_back(y.back());
+      }
+    }
+    Dyadic sum;
+    for (std::size_t i = 0; i < x.size(); ++i) sum += Dyadic(x[i]) * Dyadic(y[i]);
+    const auto found = exact_dot(x, y);
+    if (!found) {
+      ++too_wide;
+      continue;
+    }
+    ++held;
+    sum -= Dyadic(found->hi);
+    sum -= Dyadic(found->lo);
+    ASSERT_TRUE(sum.is_zero()) << "round " << round;
+  }
+  EXPECT_GT(held, 1000);
+  EXPECT_GT(too_wide, 500);
 }
 
 TEST(RoundToOdd, EqualsTheExactSumRoundedToOdd) {

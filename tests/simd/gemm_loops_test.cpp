@@ -14,6 +14,7 @@
 #include "engine/exact/linear_form.hpp"
 #include "quant/formats.hpp"
 #include "simd/kernels.hpp"
+#include "simd/kernels_scalar.hpp"
 
 namespace moeref {
 namespace {
@@ -169,6 +170,74 @@ TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
           EXPECT_EQ(sizes.smallest, smallest) << bytes << " bytes, " << count << " codes";
         }
       }
+    }
+  }
+}
+
+TEST_P(GemmLoops, SumWholeNumbersAsTheScalarOnesDo) {
+  const simd::SliceKernels* kernels = simd::find_kernels(GetParam().c_str())->slices;
+  if (kernels == nullptr) GTEST_SKIP() << "has no slices";
+  const simd::SliceKernels& plain = simd::scalar::slice_kernels;
+  std::mt19937_64 random(6);
+  constexpr std::size_t kBlocks = 4;
+  for (const std::size_t steps : {4u, 8u}) {
+    const std::size_t block_cols = steps * simd::kSliceStep;
+    const std::size_t k = kBlocks * 8 * simd::kSliceStep;  // whole units of codes
+    std::vector<std::byte> bytes(k / 2 * kPanelColumns + 1);
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+    simd::PanelCodes codes;
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      codes.columns[j] = bytes.data() + 1 + j * k / 2;
+    }
+    std::vector<std::uint8_t> weights(k * kPanelColumns + 1, 77);
+    std::vector<std::uint8_t> expected_weights = weights;
+    kernels->decode(codes, k, weights.data());
+    plain.decode(codes, k, expected_weights.data());
+    ASSERT_EQ(weights, expected_weights);
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      for (std::size_t step = 0; step < k / simd::kSliceStep; ++step) {
+        for (std::size_t i = 0; i < simd::kSliceStep; ++i) {
+          const float value = decode(
+              Format::e2m1, code_at(codes.columns[j], Format::e2m1, simd::slice_column(step, i)));
+          ASSERT_EQ(weights[(step * kPanelColumns + j) * simd::kSliceStep + i], 2 * value + 12);
+        }
+      }
+    }
+    for (std::size_t rows = 1; rows <= simd::kMaxRowBlock; ++rows) {
+      const std::size_t cells = kBlocks * rows;
+      std::vector<std::uint8_t> slices(cells);
+      std::vector<std::int8_t> digits(cells * simd::kMostSlices * block_cols);
+      std::vector<std::int32_t> starts(cells * simd::kMostSlices);
+      std::vector<double> factors(cells);
+      std::vector<double> scales(kBlocks * kPanelColumns);
+      for (std::uint8_t& count : slices) {
+        count = static_cast<std::uint8_t>(random() % (simd::kMostSlices + 1));
+      }
+      // The ends of the range, too.
+      for (std::int8_t& digit : digits) {
+        digit = random() % 4 == 0 ? (random() % 2 == 0 ? -128 : 127)
+                                  : static_cast<std::int8_t>(random());
+      }
+      for (std::size_t i = 0; i < starts.size(); ++i) {
+        std::int32_t sum = 0;
+        for (std::size_t at = 0; at < block_cols; ++at) sum += digits[i * block_cols + at];
+        starts[i] = -simd::kWeightOffset * sum;
+      }
+      for (double& factor : factors) factor = std::ldexp(1.0, static_cast<int>(random() % 4));
+      for (double& scale : scales) scale = std::ldexp(1.0, static_cast<int>(random() % 4));
+      std::vector<simd::SliceBlock> blocks;
+      for (std::size_t b = 0; b < kBlocks; ++b) {
+        const std::size_t cell = b * rows;
+        blocks.push_back({slices.data() + cell,
+                          digits.data() + cell * simd::kMostSlices * block_cols,
+                          starts.data() + cell * simd::kMostSlices, factors.data() + cell});
+      }
+      std::vector<double> sums(rows * kPanelColumns + 1, 3.0);
+      std::vector<double> expected = sums;
+      kernels->dot(blocks.data(), kBlocks, steps, rows, weights.data(), scales.data(), sums.data());
+      plain.dot(blocks.data(), kBlocks, steps, rows, weights.data(), scales.data(),
+                expected.data());
+      EXPECT_EQ(sums, expected) << rows << " rows, " << steps << " steps";
     }
   }
 }
