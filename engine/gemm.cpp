@@ -385,7 +385,7 @@ class PanelJob {
       terms.error = panel.error.data() + row * kPanelColumns;
     } else {
       terms.high = panel.sums.data() + row * kPanelColumns;
-      terms.row_scale = problem_.x_scale(row, 0);
+      if (problem_.segments() > 0) terms.row_scale = problem_.x_scale(row, 0);
       if (problem_.wide_weight_scales) terms.column_scales = panel.survey.scales.data();
       if (!proved) {
         for (std::int64_t j = 0; j < columns; ++j) error[j] = estimate_error(panel, row, 0, j);

@@ -41,7 +41,8 @@ struct GemmEpilogue {
   Format output = Format::f32;  ///< f32, bf16 or f16; the result comes back widened to f32
 };
 
-/// How many results each path decided; sums over calls if the caller keeps one.
+/// How many results each path decided; sums over calls if the caller keeps one. Which estimates are
+/// close enough can depend on the instruction set in extreme cases; results do not.
 struct GemmStatistics {
   std::int64_t one_sum = 0;    ///< window proof held for the plain f64 sum
   std::int64_t split = 0;      ///< proof held after splitting the activation row

@@ -15,6 +15,7 @@
 namespace moeref {
 namespace {
 
+constexpr std::int64_t kPrefetched = 1024;  // bytes of scales of one row
 constexpr std::int64_t kFactorUnit = static_cast<std::int64_t>(simd::kFactorUnit);
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
@@ -122,8 +123,7 @@ WeightReader::WeightReader(const ScaledMatrix& matrix, std::span<const std::int6
   slice_cols_ = !narrow_scales_ || matrix.scales->block_cols % 32 == 0 ? 32 : kFactorUnit;
   if (narrow_scales_ && matrix.scales->col_begin % slice_cols_ != 0) slice_cols_ = kFactorUnit;
   slice_weights_.resize(to_size(kMostSliceCols * kPanelColumns));
-  slice_scales_.resize(to_size(kMostSliceCols / kFactorUnit * kPanelColumns));
-  ones_.assign(slice_scales_.size(), 1.0);
+  slice_scales_.assign(to_size(kMostSliceCols / kFactorUnit * kPanelColumns), 1.0);
 }
 
 std::int64_t WeightReader::code_bytes(std::int64_t count) const {
@@ -142,7 +142,7 @@ void WeightReader::place(PanelSurvey& survey) const {
                                 scales.col_begin / scales.block_cols;
     survey.scales_at[to_size(j)] = scales.data + number * scale_bytes_;
     prefetch(survey.scales_at[to_size(j)] + kPanelColumns * scales.row_stride * scale_bytes_,
-             scales.row_stride * scale_bytes_);
+             std::min(scales.row_stride * scale_bytes_, kPrefetched));
   }
 }
 
@@ -335,17 +335,13 @@ const double* WeightReader::decode(const PanelSurvey& panel, std::int64_t k, std
 
 WeightReader::Slices WeightReader::decode_slices(const PanelSurvey& panel, std::int64_t k,
                                                  std::int64_t count) {
-  const double* scales = ones_.data();
   if (narrow_scales_) {
+    // Copied: `decode` uses the same factors for columns of its own.
     const std::int64_t before = read_scales(panel, k, count);
-    scales = factors_.data();
     const std::int64_t block_cols = matrix_.scales->block_cols;
-    if (block_cols != slice_cols_) {
-      for (std::int64_t b = 0; b * slice_cols_ < count; ++b) {
-        std::copy_n(factors_.data() + (before + b * slice_cols_) / block_cols * kPanelColumns,
-                    kPanelColumns, slice_scales_.data() + b * kPanelColumns);
-      }
-      scales = slice_scales_.data();
+    for (std::int64_t b = 0; b * slice_cols_ < count; ++b) {
+      std::copy_n(factors_.data() + (before + b * slice_cols_) / block_cols * kPanelColumns,
+                  kPanelColumns, slice_scales_.data() + b * kPanelColumns);
     }
   }
   decode_units(codes_of(panel, k, count), count,
@@ -353,7 +349,7 @@ WeightReader::Slices WeightReader::decode_slices(const PanelSurvey& panel, std::
                  kernels_.slices->decode(unit, to_size(cols),
                                          slice_weights_.data() + done * kPanelColumns);
                });
-  return {slice_weights_.data(), scales};
+  return {slice_weights_.data(), slice_scales_.data()};
 }
 
 void WeightReader::decode_row(std::int64_t row, std::span<double> values) {

@@ -93,7 +93,6 @@ class WeightReader {
   std::vector<std::byte> tail_;
   std::vector<double> column_;
   AlignedVector<double> slice_scales_;
-  AlignedVector<double> ones_;
   AlignedVector<std::uint8_t> slice_weights_;
 };
 

@@ -5,8 +5,8 @@
 
 #include "simd/decode.hpp"
 
-// The inner loops of the exact GEMM. Every sum is proved exact before it is made, so its order and
-// fused operations cannot show.
+// The inner loops of the exact GEMM. A sum is proved exact before it is made, or is an estimate
+// whose error is bounded for every order: order and fused operations do not show in results.
 
 namespace moeref::simd {
 

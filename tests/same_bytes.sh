@@ -49,7 +49,7 @@ compare() {  # label command...
   shift
   expected=$("$@" --threads 1)
   echo "$expected  $label"
-  for options in "--threads 2" "--threads 7" "--isa scalar" "--isa sse42" "--isa avx2" "--isa avx512" "--isa neon"; do
+  for options in "--threads 2" "--threads 7" "--isa scalar" "--isa sse42" "--isa avx2" "--isa avx512" "--isa avx512vnni" "--isa neon"; do
     case $options in
       --isa*)
         # shellcheck disable=SC2086
