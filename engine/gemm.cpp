@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -12,12 +11,11 @@
 #include "engine/exact/linear_form.hpp"
 #include "engine/exact/rounding.hpp"
 #include "engine/exact/superaccumulator.hpp"
-#include "engine/operand.hpp"
+#include "engine/gemm_problem.hpp"
 #include "engine/row_parts.hpp"
 #include "engine/weight_panel.hpp"
 #include "quant/aligned.hpp"
 #include "quant/dequantize.hpp"
-#include "quant/error.hpp"
 #include "quant/parallel.hpp"
 #include "simd/float_environment.hpp"
 #include "simd/kernels.hpp"
@@ -26,70 +24,6 @@ namespace moeref {
 namespace {
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-/// The scalar factors of an output behind its sum.
-struct Tail {
-  double factor = 1.0;  ///< 48 bits: exact
-  double weight = 1.0;
-  std::array<double, 4> multipliers{};  ///< these and the operands' global scales, but for ones
-  std::size_t multiplier_count = 0;
-  std::array<double, 2> divisors{};
-  std::size_t divisor_count = 0;
-  bool finite = true;
-};
-
-Tail tail_of(const ScaledMatrix& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue,
-             std::size_t row) {
-  Tail tail;
-  const double scale = epilogue.row_scales.empty() ? 1.0 : epilogue.row_scales[row];
-  tail.factor = scale * epilogue.factor;
-  if (!epilogue.row_weights.empty()) tail.weight = epilogue.row_weights[row];
-  tail.finite = std::isfinite(tail.factor) && std::isfinite(tail.weight);
-  for (const double multiplier :
-       {tail.factor, tail.weight, global_multiplier(x), global_multiplier(weight)}) {
-    if (multiplier != 1.0) tail.multipliers[tail.multiplier_count++] = multiplier;
-  }
-  for (const double divisor : {global_divisor(x), global_divisor(weight)}) {
-    if (divisor != 1.0) tail.divisors[tail.divisor_count++] = divisor;
-  }
-  return tail;
-}
-
-/// Everything that stays the same over the panels of one GEMM.
-struct Problem {
-  const GemmInput& x;
-  const ScaledMatrix& weight;
-  const GemmEpilogue& epilogue;
-  std::vector<std::int64_t> bounds;    ///< columns where segments begin, then K
-  std::vector<Window> x_windows = {};  ///< [rows, segments]
-  std::vector<double> x_scales = {};   ///< [rows, segments]: the wide scales
-  std::vector<int> x_bits = {};        ///< [rows]: that the sum over any segment spans
-  int most_bits = 0;                   ///< of all rows
-  std::vector<Tail> tails = {};        ///< [rows]
-  const simd::KernelTable& kernels;
-  bool wide_weight_scales = false;
-  const SlicedRows* sliced = nullptr;  ///< sums are those of whole numbers, where they are proved
-
-  std::int64_t segments() const { return std::ssize(bounds) - 1; }
-  std::int64_t start(std::int64_t s) const { return bounds[to_size(s)]; }
-  std::int64_t end(std::int64_t s) const { return bounds[to_size(s + 1)]; }
-  std::int64_t depth() const { return weight.cols; }
-  const Window& window(std::int64_t row, std::int64_t s) const {
-    return x_windows[to_size(row * segments() + s)];
-  }
-  double x_scale(std::int64_t row, std::int64_t s) const {
-    return x_scales[to_size(row * segments() + s)];
-  }
-};
-
-/// Sums of short significands often lie on midpoints of the output type, where no estimate decides.
-bool has_short_significands(const ScaledMatrix& matrix) {
-  constexpr int kShort = 12;
-  const bool narrow = matrix.scales && !has_wide_scales(matrix);
-  return info(matrix.codes.format).significand_bits +
-             (narrow ? info(matrix.scales->format).significand_bits : 0) <=
-         kShort;
-}
 
 /// |rounded sum of products - sum| / sum of |products| is at most this: the terms of a chunk one
 /// after the other, then the chunks; or exact sums of blocks of 16 terms or more, one after the
@@ -153,7 +87,7 @@ constexpr std::int64_t kSliceChunk = WeightReader::kMostSliceCols;
 /// Some panels of the result.
 class PanelJob {
  public:
-  PanelJob(const Problem& problem, Scratch& scratch, float* out, std::int64_t out_stride)
+  PanelJob(const GemmProblem& problem, Scratch& scratch, float* out, std::int64_t out_stride)
       : problem_(problem), scratch_(scratch), out_(out), out_stride_(out_stride) {
     if (!scratch.reader) scratch.reader.emplace(problem.weight, problem.bounds, problem.kernels);
   }
@@ -507,92 +441,14 @@ class PanelJob {
     return std::isnan(sum) ? exact::canonical_nan() : static_cast<float>(sum);
   }
 
-  const Problem& problem_;
+  const GemmProblem& problem_;
   Scratch& scratch_;
   float* out_;
   std::int64_t out_stride_;
   GemmStatistics statistics_;
 };
 
-const simd::KernelTable& chosen_kernels() {
-  const simd::KernelTable* kernels = simd::active_kernels();
-  if (kernels == nullptr) {
-    fail("MOEREF_ISA", "{} is not available on this CPU or in this build; unset it",
-         std::getenv("MOEREF_ISA"));
-  }
-  return *kernels;
-}
-
-Problem describe(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue) {
-  if (x.matrix.cols != weight.cols) {
-    fail(weight.name, "has {} columns, its input {} has {}; they must be equal", weight.cols,
-         x.matrix.name, x.matrix.cols);
-  }
-  check_storage(weight);
-  if (epilogue.bias) {
-    check_storage(epilogue.bias);
-    if (epilogue.bias.rows != 1 || epilogue.bias.cols != weight.rows) {
-      fail(epilogue.bias.name, "is [{}, {}]; the bias of {} must be [1, {}]", epilogue.bias.rows,
-           epilogue.bias.cols, weight.name, weight.rows);
-    }
-  }
-  for (const std::span<const float> rows : {epilogue.row_scales, epilogue.row_weights}) {
-    if (rows.empty() || rows.size() == x.rows.size()) continue;
-    fail(weight.name, "is given {} row factors for {} rows", rows.size(), x.rows.size());
-  }
-  const std::array<const ScaledMatrix*, 2> operands{&x.matrix, &weight};
-  Problem problem{.x = x,
-                  .weight = weight,
-                  .epilogue = epilogue,
-                  .bounds = segment_bounds(operands, weight.cols),
-                  .kernels = chosen_kernels(),
-                  .wide_weight_scales = has_wide_scales(weight)};
-  std::vector<double> row(to_size(weight.cols));
-  for (std::int64_t i = 0; i < x.count(); ++i) {
-    x.values.get(i, row);
-    int bits = 0;
-    for (std::int64_t s = 0; s < problem.segments(); ++s) {
-      const bool finite = x.finite[to_size(i)] != 0;
-      const Window window =
-          finite ? window_of(std::span(row).subspan(to_size(problem.start(s)),
-                                                    to_size(problem.end(s) - problem.start(s))),
-                             *problem.kernels.gemm)
-                 : Window{};
-      if (!window.empty) bits = std::max(bits, window.sum - window.lowest);
-      problem.x_windows.push_back(window);
-      problem.x_scales.push_back(wide_scale(x.matrix, x.rows[to_size(i)], problem.start(s)));
-    }
-    problem.x_bits.push_back(bits);
-    problem.most_bits = std::max(problem.most_bits, bits);
-    problem.tails.push_back(tail_of(x.matrix, weight, epilogue, to_size(i)));
-  }
-  return problem;
-}
-
 }  // namespace
-
-GemmInput::GemmInput(const ScaledMatrix& input, std::span<const std::int64_t> selected)
-    : matrix(input),
-      rows(selected.begin(), selected.end()),
-      values(std::ssize(rows), input.cols,
-             static_cast<std::int64_t>(chosen_kernels().gemm->row_block)),
-      finite(rows.size()) {
-  const simd::DefaultFloatEnvironment environment;
-  check_storage(matrix);
-  OperandDecoder decoder(matrix);
-  std::vector<double> row(to_size(matrix.cols));
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    decoder.decode(rows[i], 1, row.data(), 0, 1, &finite[i]);
-    values.put(static_cast<std::int64_t>(i), row);
-  }
-}
-
-const SlicedRows& GemmInput::sliced(std::int64_t block_cols) const {
-  if (sliced_ == nullptr || sliced_->block_cols() != block_cols) {
-    sliced_ = std::make_unique<const SlicedRows>(values, finite, block_cols);
-  }
-  return *sliced_;
-}
 
 GemmStatistics& GemmStatistics::operator+=(const GemmStatistics& other) {
   one_sum += other.one_sum;
@@ -606,7 +462,7 @@ GemmStatistics& GemmStatistics::operator+=(const GemmStatistics& other) {
 void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue, float* out,
           std::int64_t out_stride, int threads, GemmStatistics* statistics) {
   const simd::DefaultFloatEnvironment environment;
-  Problem problem = describe(x, weight, epilogue);
+  GemmProblem problem = describe_gemm(x, weight, epilogue);
   if (x.count() == 0) return;
   // Long significands have so many digits that they pay for few rows alone, where reading the
   // weights takes the time.
