@@ -15,22 +15,18 @@
 #include "quant/formats.hpp"
 #include "simd/kernels.hpp"
 #include "tests/judge/exact_dot.hpp"
+#include "tests/support/isas.hpp"
 #include "tests/support/random_matrix.hpp"
 
 namespace moeref {
 namespace {
 
 using judge::ExactSum;
+using testing::all_rows;
 using testing::OwnedMatrix;
 using testing::random_matrix;
 using testing::Scheme;
 using testing::Spread;
-
-std::vector<std::int64_t> all_rows(const ScaledMatrix& matrix) {
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(matrix.rows));
-  std::iota(rows.begin(), rows.end(), 0);
-  return rows;
-}
 
 std::uint16_t bf16(float value) {
   return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
@@ -63,15 +59,7 @@ class EveryIsa : public ::testing::TestWithParam<std::string> {
   }
 };
 
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  for (const char* const* isa = simd::available_isas(); *isa != nullptr; ++isa) {
-    names.emplace_back(*isa);
-  }
-  return names;
-}
-
-INSTANTIATE_TEST_SUITE_P(Isa, EveryIsa, ::testing::ValuesIn(isas()),
+INSTANTIATE_TEST_SUITE_P(Isa, EveryIsa, ::testing::ValuesIn(moeref::testing::isas()),
                          [](const auto& isa) { return isa.param; });
 
 TEST_P(EveryIsa, SumsRowsThatWholeNumbersLeaveOut) {

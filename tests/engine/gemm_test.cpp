@@ -27,16 +27,11 @@ namespace moeref {
 namespace {
 
 using judge::ExactSum;
+using testing::all_rows;
 using testing::OwnedMatrix;
 using testing::random_matrix;
 using testing::Scheme;
 using testing::Spread;
-
-std::vector<std::int64_t> all_rows(const ScaledMatrix& matrix) {
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(matrix.rows));
-  std::iota(rows.begin(), rows.end(), 0);
-  return rows;
-}
 
 std::vector<float> run(const ScaledMatrix& x, const ScaledMatrix& w, const GemmEpilogue& epilogue,
                        int threads = 1, GemmStatistics* statistics = nullptr) {

@@ -13,6 +13,7 @@
 #include "quant/gpu/approx.hpp"
 #include "quant/gpu/approx_tables.hpp"
 #include "simd/kernels.hpp"
+#include "tests/support/isas.hpp"
 
 namespace moeref {
 namespace {
@@ -55,15 +56,7 @@ class ApproxLoops : public ::testing::TestWithParam<std::string> {
   }
 };
 
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  for (const char* const* isa = simd::available_isas(); *isa != nullptr; ++isa) {
-    names.emplace_back(*isa);
-  }
-  return names;
-}
-
-INSTANTIATE_TEST_SUITE_P(Isa, ApproxLoops, ::testing::ValuesIn(isas()),
+INSTANTIATE_TEST_SUITE_P(Isa, ApproxLoops, ::testing::ValuesIn(moeref::testing::isas()),
                          [](const auto& chosen) { return chosen.param; });
 
 /// Every exponent and sign with the first, last and some mantissas of every piece; words at random.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "quant/formats.hpp"
+#include "quant/row_decoder.hpp"
 #include "simd/kernels.hpp"
 
 namespace moeref {
@@ -38,19 +39,6 @@ std::vector<std::byte> all_codes(Format format, std::size_t count, std::mt19937&
     for (std::size_t i = 0; i < 256; ++i) bytes[i * 37 % 256] = static_cast<std::byte>(i);
   }
   return bytes;
-}
-
-std::uint32_t code_at(const std::byte* bytes, Format format, std::size_t i) {
-  switch (info(format).bits) {
-    case 4:
-      return std::to_integer<std::uint32_t>(bytes[i / 2]) >> (i % 2 * 4) & 0xFu;
-    case 8:
-      return std::to_integer<std::uint32_t>(bytes[i]);
-    default:
-      std::uint16_t half;
-      std::memcpy(&half, bytes + 2 * i, 2);
-      return half;
-  }
 }
 
 std::uint32_t expected_bits(Format format, std::uint32_t code, float factor, bool clears) {
@@ -86,8 +74,10 @@ TEST_P(EveryCodeType, DecodesEveryCodeUnderEveryKindOfFactor) {
     for (const bool clears : {false, true}) {
       std::vector<std::uint32_t> expected(count);
       for (std::size_t i = 0; i < count; ++i) {
-        expected[i] =
-            expected_bits(format, code_at(codes.data(), format, i), factors[i / block], clears);
+        expected[i] = expected_bits(
+            format,
+            read_code(codes.data(), format, NibbleOrder::low_first, static_cast<std::int64_t>(i)),
+            factors[i / block], clears);
       }
       for (const bool streams : {false, true}) {
         // Outputs at every place of a line of 64 bytes that a float can have, ragged ends.
@@ -125,7 +115,10 @@ TEST_P(EveryCodeType, ReadsCodesAtAnyAddressAndOfAnyCount) {
                                                  factors.data(), false, false, out.data());
         for (std::size_t i = 0; i < count; ++i) {
           ASSERT_EQ(std::bit_cast<std::uint32_t>(out[i]),
-                    expected_bits(format, code_at(exact.data() + offset, format, i), 0.37f, false))
+                    expected_bits(format,
+                                  read_code(exact.data() + offset, format, NibbleOrder::low_first,
+                                            static_cast<std::int64_t>(i)),
+                                  0.37f, false))
               << *isa << ", offset " << offset << ", count " << count;
         }
       }

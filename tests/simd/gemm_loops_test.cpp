@@ -13,8 +13,10 @@
 
 #include "engine/exact/linear_form.hpp"
 #include "quant/formats.hpp"
+#include "quant/row_decoder.hpp"
 #include "simd/kernels.hpp"
 #include "simd/kernels_scalar.hpp"
+#include "tests/support/isas.hpp"
 
 namespace moeref {
 namespace {
@@ -28,15 +30,7 @@ class GemmLoops : public ::testing::TestWithParam<std::string> {
   const simd::GemmKernels& loops() const { return *simd::find_kernels(GetParam().c_str())->gemm; }
 };
 
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  for (const char* const* isa = simd::available_isas(); *isa != nullptr; ++isa) {
-    names.emplace_back(*isa);
-  }
-  return names;
-}
-
-INSTANTIATE_TEST_SUITE_P(Isa, GemmLoops, ::testing::ValuesIn(isas()),
+INSTANTIATE_TEST_SUITE_P(Isa, GemmLoops, ::testing::ValuesIn(moeref::testing::isas()),
                          [](const auto& isa) { return isa.param; });
 
 /// Whole numbers whose sums of products are exact.
@@ -84,19 +78,6 @@ constexpr Type kTypes[] = {{simd::CodeType::e2m1, Format::e2m1, 32},
                            {simd::CodeType::bf16, Format::bf16, 8},
                            {simd::CodeType::f16, Format::f16, 8}};
 
-std::uint32_t code_at(const std::byte* bytes, Format format, std::size_t i) {
-  switch (info(format).bits) {
-    case 4:
-      return std::to_integer<std::uint32_t>(bytes[i / 2]) >> (i % 2 * 4) & 0xFu;
-    case 8:
-      return std::to_integer<std::uint32_t>(bytes[i]);
-    default:
-      std::uint16_t half;
-      std::memcpy(&half, bytes + 2 * i, 2);
-      return half;
-  }
-}
-
 TEST_P(GemmLoops, DecodeEveryFiniteCodeExactly) {
   std::mt19937_64 random(2);
   for (const Type& type : kTypes) {
@@ -128,7 +109,9 @@ TEST_P(GemmLoops, DecodeEveryFiniteCodeExactly) {
         loops().decode(codes, depth, panel.data());
         for (std::size_t i = 0; i < depth; ++i) {
           for (std::size_t j = 0; j < kPanelColumns; ++j) {
-            const float value = decode(type.format, code_at(codes.columns[j], type.format, i));
+            const float value =
+                decode(type.format, read_code(codes.columns[j], type.format, NibbleOrder::low_first,
+                                              static_cast<std::int64_t>(i)));
             if (!std::isfinite(value)) continue;
             const double factor = scaled ? factors[i / simd::kFactorUnit * kPanelColumns + j] : 1.0;
             ASSERT_EQ(std::bit_cast<std::uint64_t>(panel[i * kPanelColumns + j]),
@@ -198,7 +181,8 @@ TEST_P(GemmLoops, SumWholeNumbersAsTheScalarOnesDo) {
       for (std::size_t step = 0; step < k / simd::kSliceStep; ++step) {
         for (std::size_t i = 0; i < simd::kSliceStep; ++i) {
           const float value = decode(
-              Format::e2m1, code_at(codes.columns[j], Format::e2m1, simd::slice_column(step, i)));
+              Format::e2m1, read_code(codes.columns[j], Format::e2m1, NibbleOrder::low_first,
+                                      static_cast<std::int64_t>(simd::slice_column(step, i))));
           ASSERT_EQ(weights[(step * kPanelColumns + j) * simd::kSliceStep + i], 2 * value + 12);
         }
       }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -59,5 +60,12 @@ struct OwnedMatrix {
 /// Finite random values; deterministic in the generator.
 OwnedMatrix random_matrix(Scheme scheme, Spread spread, std::int64_t rows, std::int64_t cols,
                           std::mt19937_64& random);
+
+/// 0, 1, ... to the last.
+inline std::vector<std::int64_t> all_rows(const ScaledMatrix& matrix) {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(matrix.rows));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
 
 }  // namespace moeref::testing
