@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "bench/blas.hpp"
+#include "bench/fma_peak.hpp"
 #include "bench/markdown_reporter.hpp"
 #include "io/counter_random.hpp"
 #include "quant/formats.hpp"
@@ -130,6 +131,12 @@ double read_bandwidth() {
   return measured;
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + (std::ssize(values) - 1) / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 double write_bandwidth() {
   static const double measured = [] {
     std::vector<std::byte> memory(std::size_t{1} << 28);
@@ -140,33 +147,16 @@ double write_bandwidth() {
       benchmark::DoNotOptimize(memory.data());
       seen.push_back(static_cast<double>(memory.size()) / seconds_since(begin));
     }
-    std::nth_element(seen.begin(), seen.begin() + 3, seen.end());
-    return seen[3];
+    return median(seen);
   }();
   return measured;
 }
 
 double peak_f64_flops() {
   static const double measured = [] {
-    // The GEMM kernel itself on operands that stay in the first cache is the honest peak of this
-    // build's arithmetic.
-    constexpr std::size_t kRows = simd::kMaxRowBlock;
-    constexpr std::size_t kDepth = 128;
-    const std::vector<double> a(kRows * kDepth, 1.0);
-    const std::vector<double> panel(kDepth * simd::kPanelColumns, 1.0);
-    std::vector<double> out(kRows * simd::kPanelColumns);
-    const simd::GemmKernels& kernels = *simd::active_kernels()->gemm;
     double best = 0.0;
-    for (int repeat = 0; repeat < 20; ++repeat) {
-      const auto begin = Clock::now();
-      constexpr int kCalls = 2000;
-      for (int call = 0; call < kCalls; ++call) {
-        kernels.dot(a.data(), kernels.row_block, panel.data(), kDepth, false, out.data());
-        benchmark::DoNotOptimize(out.data());
-      }
-      const double flops =
-          2.0 * kCalls * static_cast<double>(kernels.row_block * kDepth * simd::kPanelColumns);
-      best = std::max(best, flops / seconds_since(begin));
+    for (int repeat = 0; repeat < 10; ++repeat) {
+      best = std::max(best, fma_flops(simd::active_kernels()->isa));
     }
     return best;
   }();
@@ -182,7 +172,7 @@ void add_context() {
                               std::to_string(read_bandwidth() / 1e9) + " GB/s");
   benchmark::AddCustomContext("write bandwidth, 1 thread",
                               std::to_string(write_bandwidth() / 1e9) + " GB/s");
-  benchmark::AddCustomContext("f64 kernel in L1, 1 thread",
+  benchmark::AddCustomContext("f64 multiply-add peak, 1 thread",
                               std::to_string(peak_f64_flops() / 1e9) + " GFLOP/s");
 }
 

@@ -28,9 +28,12 @@ Operand random_activations(const char* form, std::int64_t rows, std::int64_t col
 double read_bandwidth();
 /// The same of writing (memset), the median.
 double write_bandwidth();
-/// Measured once per process, one thread: f64 multiply-adds per second times two, of the best
-/// vector code of this build.
+/// Measured once per process, one thread: the best of some fma_flops of the instruction set in
+/// use.
 double peak_f64_flops();
+
+/// The middle one; of an even number the lower. Not of none.
+double median(std::vector<double> values);
 
 /// main of a benchmark: CPU, instruction set and the limits above go into the context, then
 /// `register_all` registers what BENCHMARK has not. --markdown prints tables. Exit code.

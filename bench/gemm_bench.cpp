@@ -1,9 +1,9 @@
 // The exact GEMM on one thread beside OpenBLAS's sgemm on weights that are f32 already, and beside
 // the loop that GPU tests use as their reference (dequantize to f32, then plain f32 loops).
-// Preparing the activations is part of the time; weights are others each time. Counters: GFLOP/s of
-// 2 M N K, the share of the f64 kernel's peak, how many times as fast as sgemm and as the loop, the
-// share of the read bandwidth that the weight bytes take, the share of outputs that needed the last
-// resort.
+// Preparing the activations is part of the time; weights are others each time. Counters, of
+// medians: GFLOP/s of 2 M N K, the share of the f64 kernel's peak, how many times as fast as sgemm
+// and as the loop, the share of the read bandwidth that the weight bytes take, the share of outputs
+// that needed the last resort.
 #include <benchmark/benchmark.h>
 
 #include <chrono>
@@ -62,16 +62,15 @@ void exact_gemm(benchmark::State& state, const char* activation, const char* for
   dequantize(x.matrix, DequantizeOrder::checkpoint, Format::f32, activations);
   std::vector<float> scratch;
   GemmStatistics statistics;
-  double ours = 0.0;
-  double sgemm = 0.0;
+  std::vector<double> ours;
+  std::vector<double> sgemm;
   double naive = 0.0;
   std::size_t next = 0;
-  std::int64_t runs = 0;
   for (auto _ : state) {
     const ScaledMatrix& weight = weights[next++ % weights.size()].matrix;
     // In turn, so that a noisy machine is as noisy for all.
-    sgemm += bench::sgemm_seconds(rows, kColumns, kDepth, 1);
-    if (runs == 0) {
+    sgemm.push_back(bench::sgemm_seconds(rows, kColumns, kDepth, 1));
+    if (ours.empty()) {
       const auto begin = Clock::now();
       bench::naive_gemm(activations.data(), rows, weight, scratch, out.data());
       naive = seconds_since(begin);
@@ -81,11 +80,10 @@ void exact_gemm(benchmark::State& state, const char* activation, const char* for
     gemm(input, weight, {}, out.data(), kColumns, 1, &statistics);
     const double seconds = seconds_since(begin);
     benchmark::DoNotOptimize(out.data());
-    ours += seconds;
-    ++runs;
+    ours.push_back(seconds);
     state.SetIterationTime(seconds);
   }
-  const double one = ours / static_cast<double>(runs);
+  const double one = bench::median(ours);
   const double flops = 2.0 * static_cast<double>(rows) * kColumns * kDepth / one;
   const double outputs = static_cast<double>(statistics.one_sum + statistics.split +
                                              statistics.estimated + statistics.wide);
@@ -93,7 +91,7 @@ void exact_gemm(benchmark::State& state, const char* activation, const char* for
   state.counters["of_f64_peak"] = flops / bench::peak_f64_flops();
   state.counters["of_read"] =
       static_cast<double>(weight_bytes(weights.front())) / one / bench::read_bandwidth();
-  if (bench::has_blas()) state.counters["x_sgemm"] = sgemm / ours;
+  if (bench::has_blas()) state.counters["x_sgemm"] = bench::median(sgemm) / one;
   state.counters["x_naive"] = naive / one;
   state.counters["one_sum"] = static_cast<double>(statistics.one_sum) / outputs;
   state.counters["last_resort"] = static_cast<double>(statistics.wide) / outputs;

@@ -1,8 +1,8 @@
-// Whole layers in the sizes of published models, routing given and even. Counters: tokens/s;
-// GFLOP/s and its share of the f64 kernel's peak on all threads; bytes of the weights that are
-// touched, a second, and their share of the read bandwidth; how many times as fast as OpenBLAS's
-// sgemm on ready f32 weights and as the loop of GPU tests (dequantize each expert that is hit,
-// plain f32 loops), both for the GEMMs alone, measured on one expert for each thread and
+// Whole layers in the sizes of published models, routing given and even. Counters, of medians:
+// tokens/s; GFLOP/s and its share of the f64 kernel's peak on all threads; bytes of the weights
+// that are touched, a second, and their share of the read bandwidth; how many times as fast as
+// OpenBLAS's sgemm on ready f32 weights and as the loop of GPU tests (dequantize each expert that
+// is hit, plain f32 loops), both for the GEMMs alone, measured on one expert for each thread and
 // multiplied; x_reference: the time over that of reference numerics; the shares of the outputs of
 // GEMMs that are proved by one sum and that need the last resort.
 #include <benchmark/benchmark.h>
@@ -88,15 +88,14 @@ void whole_layer(benchmark::State& state, const MoeShape& shape) {
   const std::int64_t rows = (slots + hit - 1) / hit;
   const std::int64_t halves = shape.gated ? 2 : 1;
   const ExpertGemms gemms{halves * shape.intermediate, shape.hidden, shape.intermediate};
-  double ours = 0.0;
-  double sgemm = 0.0;
+  std::vector<double> ours;
+  std::vector<double> sgemm;
   double naive = 0.0;
-  std::int64_t runs = 0;
   GemmStatistics statistics;
   // In turn, so that a noisy machine is as noisy for all.
   for (auto _ : state) {
-    sgemm += sgemm_of_expert(gemms, rows, options.threads) * static_cast<double>(hit);
-    if (runs == 0) {
+    sgemm.push_back(sgemm_of_expert(gemms, rows, options.threads) * static_cast<double>(hit));
+    if (ours.empty()) {
       naive = naive_of_experts(made.layer, rows, options.threads) * static_cast<double>(hit) /
               options.threads;
     }
@@ -105,11 +104,10 @@ void whole_layer(benchmark::State& state, const MoeShape& shape) {
     const double seconds = seconds_since(begin);
     benchmark::DoNotOptimize(result.output.data());
     statistics = result.statistics;
-    ours += seconds;
-    ++runs;
+    ours.push_back(seconds);
     state.SetIterationTime(seconds);
   }
-  const double one = ours / static_cast<double>(runs);
+  const double one = bench::median(ours);
   const double flops =
       2.0 * static_cast<double>(slots * (halves + 1) * shape.hidden * shape.intermediate) / one;
   const double bytes = static_cast<double>(hit * made.bytes_per_expert) / one;
@@ -120,7 +118,7 @@ void whole_layer(benchmark::State& state, const MoeShape& shape) {
   state.counters["of_f64_peak"] = flops / bench::peak_f64_flops() / options.threads;
   state.counters["bytes"] = bytes;
   state.counters["of_read"] = bytes / bench::read_bandwidth();
-  if (bench::has_blas()) state.counters["x_sgemm"] = sgemm / ours;
+  if (bench::has_blas()) state.counters["x_sgemm"] = bench::median(sgemm) / one;
   state.counters["x_naive"] = naive / one;
   state.counters["one_sum"] = static_cast<double>(statistics.one_sum) / outputs;
   state.counters["last_resort"] = static_cast<double>(statistics.wide) / outputs;
@@ -180,19 +178,17 @@ void numerics_of_a_layer(benchmark::State& state, NumericsLevel level) {
   };
   layer_of(kNumericsShape);
   kernel_layer();  // prepared before anything is timed
-  double reference = 0.0;
-  double timed = 0.0;
+  std::vector<double> reference;
+  std::vector<double> times;
   for (auto _ : state) {
-    reference += seconds_of(NumericsLevel::reference);
-    const double seconds = seconds_of(level);
-    timed += seconds;
-    state.SetIterationTime(seconds);
+    reference.push_back(seconds_of(NumericsLevel::reference));
+    times.push_back(seconds_of(level));
+    state.SetIterationTime(times.back());
   }
-  const double runs = static_cast<double>(state.iterations());
-  state.counters["tokens"] = static_cast<double>(tokens) * runs / timed;
-  state.counters["flops"] =
-      static_cast<double>(tokens * kTopK) * 6.0 * kWidth * kWidth * runs / timed;
-  state.counters["x_reference"] = timed / reference;
+  const double one = bench::median(times);
+  state.counters["tokens"] = static_cast<double>(tokens) / one;
+  state.counters["flops"] = static_cast<double>(tokens * kTopK) * 6.0 * kWidth * kWidth / one;
+  state.counters["x_reference"] = one / bench::median(reference);
 }
 
 void register_all() {

@@ -81,9 +81,6 @@ struct Scratch {
 /// passes over them.
 constexpr std::int64_t kMostPanels = 16;
 
-/// Columns of K of whole numbers that one step takes.
-constexpr std::int64_t kSliceChunk = WeightReader::kMostSliceCols;
-
 /// Some panels of the result.
 class PanelJob {
  public:
@@ -107,17 +104,12 @@ class PanelJob {
       for (std::int64_t i = 0; i < step; ++i) {
         prepare(panels[to_size(i)], (first + done + i) * kPanelColumns);
       }
-      const auto slices = [&](const Panel& panel) {
-        return problem_.sliced != nullptr && panel.parts == nullptr;
-      };
       for_each_chunk(kSliceChunk, [&](std::int64_t k, std::int64_t depth) {
-        for (Panel& panel : panels) {
-          if (slices(panel)) sum_slices(panel, k, depth);
-        }
+        for (std::size_t p = 0; p < panels.size();) p += sum_slices(panels.subspan(p), k, depth);
       });
       for_each_chunk(kDepthChunk, [&](std::int64_t k, std::int64_t depth) {
         for (Panel& panel : panels) {
-          if (!slices(panel)) sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
+          if (!is_sliced(panel)) sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
         }
       });
       for (Panel& panel : panels) finish(panel);
@@ -194,44 +186,67 @@ class PanelJob {
     }
   }
 
-  /// The same by whole numbers, where there is one segment; blocks that have none by f64.
-  void sum_slices(Panel& panel, std::int64_t k, std::int64_t depth) {
-    const PackedRows& rows = problem_.x.values;
-    const std::int64_t cols = problem_.sliced->block_cols();
-    const std::int64_t count = (depth + cols - 1) / cols;
-    if (k == 0) std::fill(panel.sums.begin(), panel.sums.end(), 0.0);
-    const WeightReader::Slices slices = scratch_.reader->decode_slices(panel.survey, k, depth);
-    for (std::int64_t row = 0; row < rows.rows(); row += rows.row_block()) {
-      const simd::SliceBlock* blocks = problem_.sliced->blocks(row, k);
-      const std::int64_t block_rows = rows.block_rows(row);
-      double* sums = panel.sums.data() + row * kPanelColumns;
-      problem_.kernels.slices->dot(blocks, to_size(count), to_size(cols) / simd::kSliceStep,
-                                   to_size(block_rows), slices.weights, slices.scales, sums);
-      for (std::int64_t b = 0; b < count; ++b) {
-        if (std::find(blocks[b].slices, blocks[b].slices + block_rows, 0) ==
-            blocks[b].slices + block_rows) {
-          continue;
-        }
-        add_left_out(panel, row, blocks[b], k + b * cols, std::min(cols, depth - b * cols));
-      }
-    }
+  bool is_sliced(const Panel& panel) const {
+    return problem_.sliced != nullptr && panel.parts == nullptr;
   }
 
-  /// Columns k .. k + depth - 1, inside one chunk, of the rows of a block that have no slices.
-  void add_left_out(Panel& panel, std::int64_t first, const simd::SliceBlock& block, std::int64_t k,
-                    std::int64_t depth) {
-    const PackedRows& rows = problem_.x.values;
-    const std::int64_t chunk = k / kDepthChunk * kDepthChunk;
-    const double* weights = scratch_.reader->decode(
-        panel.survey, chunk, std::min(kDepthChunk, problem_.depth() - chunk));
-    double sums[simd::kMaxRowBlock * simd::kPanelColumns];
-    const std::int64_t block_rows = rows.block_rows(first);
-    problem_.kernels.gemm->dot(rows.column(first, k), to_size(block_rows),
-                               weights + (k - chunk) * kPanelColumns, to_size(depth), false, sums);
-    for (std::int64_t row = 0; row < block_rows; ++row) {
-      if (block.slices[row] != 0) continue;
-      for (std::int64_t j = 0; j < kPanelColumns; ++j) {
-        panel.sums[to_size((first + row) * kPanelColumns + j)] += sums[row * kPanelColumns + j];
+  /// The same by whole numbers, where there is one segment, of the first panels; blocks that have
+  /// none by f64. Gives how many panels it has seen to.
+  std::size_t sum_slices(std::span<Panel> panels, std::int64_t k, std::int64_t depth) {
+    if (!is_sliced(panels[0])) return 1;
+    const std::size_t count = panels.size() > 1 && is_sliced(panels[1]) ? 2 : 1;
+    static_assert(simd::kSlicePanels == 2);
+    for (Panel& panel : panels.first(count)) {
+      if (k == 0) std::fill(panel.sums.begin(), panel.sums.end(), 0.0);
+    }
+    const SlicedRows& rows = *problem_.sliced;
+    const std::int64_t chunk = k / kSliceChunk;
+    WeightReader& reader = *scratch_.reader;
+    const simd::SliceKernels& kernels = *problem_.kernels.slices;
+    constexpr std::int64_t kFewRows = 2;  // decode twice rather than store and load
+    if (problem_.x.count() <= kFewRows) {
+      for (Panel& panel : panels.first(count)) {
+        const WeightReader::CodedSlices slices = reader.slice_codes(panel.survey, k, depth);
+        for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+          kernels.dot_codes(rows.row(row, chunk), rows.steps(), slices.codes, slices.scales,
+                            panel.sums.data() + row * kPanelColumns);
+        }
+      }
+    } else {
+      std::array<WeightReader::Slices, simd::kSlicePanels> slices;
+      for (std::size_t p = 0; p < count; ++p) {
+        slices[p] = reader.decode_slices(panels[p].survey, p, k, depth);
+      }
+      for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+        std::array<simd::SlicePanel, simd::kSlicePanels> at;
+        for (std::size_t p = 0; p < count; ++p) {
+          at[p] = {slices[p].weights, slices[p].scales,
+                   panels[p].sums.data() + row * kPanelColumns};
+        }
+        kernels.dot(rows.row(row, chunk), rows.steps(), at.data(), count);
+      }
+    }
+    for (Panel& panel : panels.first(count)) add_left_out(panel, k, depth);
+    return count;
+  }
+
+  /// Blocks of columns k .. k + depth - 1 that have no slices.
+  void add_left_out(Panel& panel, std::int64_t k, std::int64_t depth) {
+    const SlicedRows& rows = *problem_.sliced;
+    const std::int64_t cols = rows.block_cols();
+    for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+      for (const std::uint8_t block : rows.left_out(row, k / kSliceChunk)) {
+        const std::int64_t begin = k + block * cols;
+        const std::int64_t end = std::min(begin + cols, k + depth);
+        const std::int64_t chunk = begin / kDepthChunk * kDepthChunk;
+        const double* weights = scratch_.reader->decode(
+            panel.survey, chunk, std::min(kDepthChunk, problem_.depth() - chunk));
+        double* sums = panel.sums.data() + row * kPanelColumns;
+        for (std::int64_t col = begin; col < end; ++col) {
+          const double value = problem_.x.values.at(row, col);
+          const double* weight = weights + (col - chunk) * kPanelColumns;
+          for (std::int64_t j = 0; j < kPanelColumns; ++j) sums[j] += value * weight[j];
+        }
       }
     }
   }
@@ -464,13 +479,11 @@ void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& ep
   const simd::DefaultFloatEnvironment environment;
   GemmProblem problem = describe_gemm(x, weight, epilogue);
   if (x.count() == 0) return;
-  // Long significands have so many digits that they pay for few rows alone, where reading the
-  // weights takes the time.
-  constexpr std::int64_t kFewRows = 16;
-  const bool few_digits = has_short_significands(x.matrix) || x.count() <= kFewRows;
-  if (problem.kernels.slices != nullptr && problem.segments() == 1 && few_digits) {
-    const std::int64_t cols = WeightReader(weight, problem.bounds, problem.kernels).slice_cols();
-    if (cols != 0) problem.sliced = &x.sliced(cols);
+  if (const simd::SliceKernels* slices = problem.kernels.slices;
+      slices != nullptr && problem.segments() == 1) {
+    const bool pays = has_short_significands(x.matrix) || x.count() <= slices->most_long_rows;
+    const std::int64_t cols = pays ? slice_columns(weight) : 0;
+    if (cols != 0) problem.sliced = &x.sliced(cols, *slices);
   }
   const std::int64_t panels = (weight.rows + kPanelColumns - 1) / kPanelColumns;
   // Some tasks for every thread, so that none waits long for another; sums of at most 256 KiB.

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,10 +23,10 @@ struct GemmInput {
   std::int64_t count() const { return static_cast<std::int64_t>(rows.size()); }
 
   /// The rows in digits; made at the first call for a block size. Not for several threads at once.
-  const SlicedRows& sliced(std::int64_t block_cols) const;
+  const SlicedRows& sliced(std::int64_t block_cols, const simd::SliceKernels& kernels) const;
 
  private:
-  mutable std::unique_ptr<const SlicedRows> sliced_;
+  mutable std::optional<SlicedRows> sliced_;
 };
 
 /// What the bare dot product becomes before the one rounding.

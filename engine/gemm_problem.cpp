@@ -114,9 +114,16 @@ GemmInput::GemmInput(const ScaledMatrix& input, std::span<const std::int64_t> se
   }
 }
 
-const SlicedRows& GemmInput::sliced(std::int64_t block_cols) const {
-  if (sliced_ == nullptr || sliced_->block_cols() != block_cols) {
-    sliced_ = std::make_unique<const SlicedRows>(values, finite, block_cols);
+const SlicedRows& GemmInput::sliced(std::int64_t block_cols,
+                                    const simd::SliceKernels& kernels) const {
+  if (!sliced_ || sliced_->block_cols() != block_cols) {
+    sliced_.emplace(values.cols(), block_cols, kernels);
+    std::vector<double> row(to_size(values.cols()));
+    for (std::int64_t i = 0; i < count(); ++i) {
+      values.get(i, row);
+      if (finite[to_size(i)] == 0) std::fill(row.begin(), row.end(), 0.0);
+      sliced_->add(row);
+    }
   }
   return *sliced_;
 }

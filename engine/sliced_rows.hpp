@@ -4,39 +4,56 @@
 #include <span>
 #include <vector>
 
-#include "engine/packed_rows.hpp"
 #include "simd/slices.hpp"
 
 namespace moeref {
 
-/// Rows as whole numbers in digits, for weights of E2M1: in the row blocks of the PackedRows that
-/// they are made of, and blocks of `block_cols` columns, of which the last may be ragged.
+/// Columns of K of whole numbers that a GEMM takes at a time: their weights, of two panels, stay in
+/// the first cache.
+inline constexpr std::int64_t kSliceChunk = 512;
+
+/// Rows as whole numbers in digits, for weights of E2M1: chunks of kSliceChunk columns in blocks of
+/// `block_cols`, of which the last may be ragged.
 class SlicedRows {
  public:
-  /// `block_cols` is 16 or 32. Rows that are not finite become zeros.
-  SlicedRows(const PackedRows& rows, std::span<const char> finite, std::int64_t block_cols);
-  SlicedRows(const SlicedRows&) = delete;
-  SlicedRows& operator=(const SlicedRows&) = delete;
+  /// `block_cols` is 16 or 32.
+  SlicedRows(std::int64_t cols, std::int64_t block_cols, const simd::SliceKernels& kernels);
+
+  /// Appends a row of finite numbers.
+  void add(std::span<const double> row);
 
   std::int64_t block_cols() const { return block_cols_; }
-  /// The block of columns from `col` on, a multiple of block_cols(), and those after it; of the
-  /// rows from `first` on, a multiple of the row block. Rows without slices: the numbers span too
-  /// many bits.
-  const simd::SliceBlock* blocks(std::int64_t first, std::int64_t col) const {
-    return blocks_.data() + first / row_block_ * col_blocks_ + col / block_cols_;
-  }
+  std::size_t steps() const { return static_cast<std::size_t>(block_cols_) / simd::kSliceStep; }
+  simd::SliceRow row(std::int64_t row, std::int64_t chunk) const;
+  /// The blocks of a chunk whose numbers span too many bits.
+  std::span<const std::uint8_t> left_out(std::int64_t row, std::int64_t chunk) const;
 
  private:
-  void cut(std::span<const double> numbers, std::size_t cell);
+  struct Chunk {
+    std::uint8_t counts[simd::kMostSlices] = {};
+    std::uint8_t blocks = 0;  ///< with slices; the others come after them
+    std::size_t digits = 0;   ///< where those of the chunk begin
+    std::size_t starts = 0;
+  };
+  const Chunk& chunk_at(std::int64_t row, std::int64_t chunk) const {
+    return chunks_[static_cast<std::size_t>(row * col_chunks_ + chunk)];
+  }
+  /// Number of the first block of a chunk.
+  std::size_t first_block(std::int64_t row, std::int64_t chunk) const {
+    return static_cast<std::size_t>(row * col_blocks_ + chunk * (kSliceChunk / block_cols_));
+  }
+  void add_chunk(std::span<const double> numbers);
 
   std::int64_t block_cols_;
-  std::int64_t row_block_;
   std::int64_t col_blocks_;
-  std::vector<simd::SliceBlock> blocks_;  ///< [row blocks, column blocks]
-  std::vector<std::uint8_t> slices_;
+  std::int64_t col_chunks_;
+  const simd::SliceKernels& kernels_;
+  std::vector<Chunk> chunks_;         ///< [rows, col_chunks]
+  std::vector<std::uint8_t> blocks_;  ///< [rows, col_blocks]
+  std::vector<double> factors_;       ///< likewise
   std::vector<std::int8_t> digits_;
   std::vector<std::int32_t> starts_;
-  std::vector<double> factors_;
+  std::vector<double> padded_;  ///< of a ragged block
 };
 
 }  // namespace moeref

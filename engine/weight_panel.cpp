@@ -20,16 +20,19 @@ constexpr std::int64_t kFactorUnit = static_cast<std::int64_t>(simd::kFactorUnit
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-std::optional<simd::CodeType> code_type(Format format) {
+std::optional<simd::PanelCode> panel_code(Format format) {
   switch (format) {
     case Format::e2m1:
-      return simd::CodeType::e2m1;
+      return simd::PanelCode::e2m1;
     case Format::e4m3:
-      return simd::CodeType::e4m3;
+    case Format::ue4m3:
+      return simd::PanelCode::e4m3;
+    case Format::e8m0:
+      return simd::PanelCode::e8m0;
     case Format::bf16:
-      return simd::CodeType::bf16;
+      return simd::PanelCode::bf16;
     case Format::f16:
-      return simd::CodeType::f16;
+      return simd::PanelCode::f16;
     default:
       return std::nullopt;
   }
@@ -79,55 +82,44 @@ void prefetch(const std::byte* from, std::int64_t bytes) {
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
-std::int64_t codes_of_unit(simd::CodeType type) {
-  switch (type) {
-    case simd::CodeType::e2m1:
-      return 32;
-    case simd::CodeType::e4m3:
-      return 16;
-    default:
-      return 8;
-  }
+/// Columns of the block of scales that column 0 lies in, before it.
+std::int64_t scale_offset(const ScaledMatrix& matrix) {
+  return matrix.scales->col_begin % matrix.scales->block_cols;
 }
 
 }  // namespace
 
-/// Bounds of some numbers.
-struct WeightReader::Range {
-  double largest = 0.0;  ///< of the magnitudes
-  int lowest = 4000;     ///< all are multiples of 2^lowest
-  bool finite = true;
-  bool empty() const { return largest == 0.0; }
-};
+std::int64_t slice_columns(const ScaledMatrix& matrix) {
+  if (matrix.codes.format != Format::e2m1 || !has_plain_codes(matrix.codes) ||
+      !has_plain_scales(matrix)) {
+    return 0;
+  }
+  if (!matrix.scales || has_wide_scales(matrix)) return 32;
+  const bool wide = matrix.scales->block_cols % 32 == 0 && matrix.scales->col_begin % 32 == 0;
+  return wide ? 32 : kFactorUnit;
+}
 
 WeightReader::WeightReader(const ScaledMatrix& matrix, std::span<const std::int64_t> bounds,
                            const simd::KernelTable& kernels)
     : matrix_(matrix), bounds_(bounds), kernels_(kernels), decoder_(matrix) {
-  const std::optional<simd::CodeType> type = code_type(matrix.codes.format);
-  plain_ = type && has_plain_codes(matrix.codes) && has_plain_scales(matrix);
+  const std::optional<simd::PanelCode> type = panel_code(matrix.codes.format);
+  plain_ = type && matrix.codes.format != Format::e8m0 && has_plain_codes(matrix.codes) &&
+           has_plain_scales(matrix);
   narrow_scales_ = matrix.scales && !has_wide_scales(matrix);
   if (!plain_) return;
   type_ = *type;
-  if (narrow_scales_) scale_bytes_ = info(matrix.scales->format).bits / 8;
-  if (scale_bytes_ == 1) {
-    for (std::uint32_t code = 0; code < scale_values_.size(); ++code) {
-      scale_values_[code] = static_cast<double>(moeref::decode(matrix.scales->format, code));
-    }
+  code_bits_ = info(matrix.codes.format).bits;
+  if (narrow_scales_) {
+    scale_type_ = *panel_code(matrix.scales->format);
+    scale_bytes_ = info(matrix.scales->format).bits / 8;
+    scale_blocks_ = (scale_offset(matrix) + matrix.cols - 1) / matrix.scales->block_cols + 1;
   }
-  // A last unit may reach beyond the chunk.
-  values_.resize(to_size((kDepthChunk + codes_of_unit(type_)) * kPanelColumns));
-  factors_.resize(to_size((kMostSliceCols / kFactorUnit + 3) * kPanelColumns));
   tail_.resize(simd::kPanelColumns * simd::kCodeUnit);
-  if (type_ != simd::CodeType::e2m1) return;
-  // Both powers of two divide a chunk.
-  slice_cols_ = !narrow_scales_ || matrix.scales->block_cols % 32 == 0 ? 32 : kFactorUnit;
-  if (narrow_scales_ && matrix.scales->col_begin % slice_cols_ != 0) slice_cols_ = kFactorUnit;
-  slice_weights_.resize(to_size(kMostSliceCols * kPanelColumns));
-  slice_scales_.assign(to_size(kMostSliceCols / kFactorUnit * kPanelColumns), 1.0);
+  slice_cols_ = slice_columns(matrix);
 }
 
 std::int64_t WeightReader::code_bytes(std::int64_t count) const {
-  return (count * info(matrix_.codes.format).bits + 7) / 8;
+  return (count * code_bits_ + 7) / 8;
 }
 
 /// Finds the codes and the narrow scales of the columns.
@@ -146,12 +138,9 @@ void WeightReader::place(PanelSurvey& survey) const {
   }
 }
 
-/// Of `count` codes that lie side by side.
-WeightReader::Range WeightReader::range_of(Format format, const std::byte* codes,
-                                           std::int64_t count) const {
+/// What the magnitudes of some codes say of their values.
+WeightReader::Range WeightReader::range_of(Format format, const simd::Magnitudes& sizes) {
   const CodeForm& form = *find_form(format);
-  simd::Magnitudes sizes = kernels_.gemm->magnitudes(form.bytes, form.mask, codes, to_size(count));
-  if (!form.has_zero && std::memchr(codes, 0, to_size(count)) != nullptr) sizes.smallest = 0;
   if (sizes.smallest > sizes.largest) return {};
   if (sizes.largest >= form.infinite) return {0.0, 0, false};
   const int exponent =
@@ -162,17 +151,38 @@ WeightReader::Range WeightReader::range_of(Format format, const std::byte* codes
           exponent - form.bias - form.fraction_bits + unused, true};
 }
 
-/// Of all narrow scales of a row.
-WeightReader::Range WeightReader::scale_range(const std::byte* scales) const {
-  if (!narrow_scales_) return {1.0, 0, true};
-  const std::int64_t cols = matrix_.scales->col_begin % matrix_.scales->block_cols + matrix_.cols;
-  const std::int64_t blocks = (cols + matrix_.scales->block_cols - 1) / matrix_.scales->block_cols;
-  return range_of(matrix_.scales->format, scales, blocks);
+/// Of `count` codes of every column.
+WeightReader::Ranges WeightReader::ranges_of(
+    Format format, const std::array<const std::byte*, simd::kPanelColumns>& columns,
+    std::int64_t count) const {
+  const CodeForm& form = *find_form(format);
+  simd::Magnitudes sizes[simd::kPanelColumns];
+  kernels_.gemm->magnitudes(form.bytes, form.mask, form.has_zero, columns.data(), to_size(count),
+                            sizes);
+  Ranges ranges;
+  for (std::size_t j = 0; j < ranges.size(); ++j) ranges[j] = range_of(format, sizes[j]);
+  return ranges;
 }
 
-WeightReader::Range WeightReader::code_range(const std::byte* codes, std::int64_t count) const {
-  if (type_ == simd::CodeType::e2m1) return {6.0, -1, true};
-  return range_of(matrix_.codes.format, codes, count);
+/// Of all narrow scales of the columns.
+WeightReader::Ranges WeightReader::scale_ranges(const PanelSurvey& panel) const {
+  if (narrow_scales_) return ranges_of(matrix_.scales->format, panel.scales_at, scale_blocks_);
+  Ranges ones;
+  ones.fill({1.0, 0, true});
+  return ones;
+}
+
+/// Of the codes of columns k .. k + count - 1.
+WeightReader::Ranges WeightReader::code_ranges(const PanelSurvey& panel, std::int64_t k,
+                                               std::int64_t count) const {
+  if (type_ == simd::PanelCode::e2m1) {
+    Ranges all;
+    all.fill({6.0, -1, true});
+    return all;
+  }
+  auto columns = panel.codes_at;
+  for (const std::byte*& column : columns) column += code_bytes(k);
+  return ranges_of(matrix_.codes.format, columns, count);
 }
 
 void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
@@ -183,103 +193,123 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
   survey.spread.fill(0);
   survey.largest.assign(to_size(segments * kPanelColumns), 0.0);
   survey.scales.assign(to_size(segments * kPanelColumns), 1.0);
+  survey.factors_from = -1;
   if (plain_) {
     place(survey);
   } else {
     values_.assign(to_size(matrix_.cols * kPanelColumns), 0.0);
     decoder_.decode(first, survey.columns, values_.data(), 1, kPanelColumns, survey.finite.data());
   }
-  for (std::int64_t j = 0; j < survey.columns; ++j) {
-    const std::int64_t row = first + j;
-    const Range scales = plain_ ? scale_range(survey.scales_at[to_size(j)]) : Range{};
-    char& finite = survey.finite[to_size(j)];
-    if (!scales.finite) finite = 0;
-    for (std::int64_t s = 0; s < segments; ++s) {
-      const std::int64_t begin = bounds_[to_size(s)];
-      const std::int64_t count = bounds_[to_size(s + 1)] - begin;
+  const Ranges scales = plain_ ? scale_ranges(survey) : Ranges{};
+  for (std::int64_t s = 0; s < segments; ++s) {
+    const std::int64_t begin = bounds_[to_size(s)];
+    const std::int64_t count = bounds_[to_size(s + 1)] - begin;
+    const Ranges codes = plain_ ? code_ranges(survey, begin, count) : Ranges{};
+    for (std::int64_t j = 0; j < survey.columns; ++j) {
       const std::size_t at = to_size(s * kPanelColumns + j);
-      survey.scales[at] = wide_scale(matrix_, row, begin);
+      char& finite = survey.finite[to_size(j)];
+      survey.scales[at] = wide_scale(matrix_, first + j, begin);
       if (!std::isfinite(survey.scales[at])) finite = 0;
-      if (finite == 0) continue;
-      double largest = 0.0;
-      int lowest = 0;
+      Range range;
       if (plain_) {
-        const Range codes = code_range(survey.codes_at[to_size(j)] + code_bytes(begin), count);
-        if (!codes.finite) finite = 0;
-        if (codes.empty() || scales.empty()) continue;
-        largest = codes.largest * scales.largest;
-        lowest = codes.lowest + scales.lowest;
-      } else {
-        // Columns with NaN or infinity were left out above: their sums mean nothing.
-        column_.resize(to_size(count));
-        for (std::int64_t k = 0; k < count; ++k) {
-          column_[to_size(k)] = values_[to_size((begin + k) * kPanelColumns + j)];
-        }
-        const Window window = window_of(column_, *kernels_.gemm);
-        if (window.empty) continue;
-        largest = std::ldexp(1.0, window.largest);
-        lowest = window.lowest;
+        const Range& scale = scales[to_size(j)];
+        const Range& code = codes[to_size(j)];
+        range = {code.largest * scale.largest, code.lowest + scale.lowest,
+                 code.finite && scale.finite};
+      } else if (finite != 0) {
+        // Sums of columns with NaN or infinity mean nothing.
+        range = value_range(j, begin, count);
       }
-      survey.largest[at] = largest;
+      if (!range.finite) finite = 0;
+      if (finite == 0 || range.empty()) continue;
+      survey.largest[at] = range.largest;
       int& spread = survey.spread[to_size(j)];
-      spread = std::max(spread, exponent_above(largest) - lowest);
+      spread = std::max(spread, exponent_above(range.largest) - range.lowest);
     }
   }
 }
 
-void WeightReader::find_norms(const PanelSurvey& panel,
-                              std::array<double, simd::kPanelColumns>& norms) {
+/// Of decoded values.
+WeightReader::Range WeightReader::value_range(std::int64_t column, std::int64_t begin,
+                                              std::int64_t count) {
+  column_.resize(to_size(count));
+  for (std::int64_t k = 0; k < count; ++k) {
+    column_[to_size(k)] = values_[to_size((begin + k) * kPanelColumns + column)];
+  }
+  const Window window = window_of(column_, *kernels_.gemm);
+  if (window.empty) return {};
+  return {std::ldexp(1.0, window.largest), window.lowest, true};
+}
+
+void WeightReader::find_norms(PanelSurvey& panel, std::array<double, simd::kPanelColumns>& norms) {
   norms.fill(HUGE_VAL);
   if (!plain_ || !narrow_scales_) return;
   std::array<double, simd::kPanelColumns> squares{};
   const std::int64_t block_cols = matrix_.scales->block_cols;
-  for (std::int64_t k = 0; k < matrix_.cols; k += kMostSliceCols) {
-    const std::int64_t count = std::min(kMostSliceCols, matrix_.cols - k);
-    const std::int64_t before = read_scales(panel, k, count);
-    const std::int64_t blocks = (before + count - 1) / block_cols + 1;
+  for (std::int64_t k = 0; k < matrix_.cols; k += kSliceChunk) {
+    const std::int64_t count = std::min(kSliceChunk, matrix_.cols - k);
+    read_factors(panel, k);
+    const std::int64_t blocks = (panel.factors_before + count - 1) / block_cols + 1;
     for (std::int64_t b = 0; b < blocks; ++b) {
       // Whole blocks, though one may reach beyond these columns: no sum gets smaller by it.
       for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
-        const double scale = factors_[to_size(b * kPanelColumns) + j];
+        const double scale = panel.factors[to_size(b * kPanelColumns) + j];
         squares[j] += scale * scale * static_cast<double>(std::min(block_cols, count));
       }
     }
   }
-  for (std::int64_t j = 0; j < panel.columns; ++j) {
-    const Range codes = code_range(panel.codes_at[to_size(j)], matrix_.cols);
-    norms[to_size(j)] = codes.largest * std::sqrt(squares[to_size(j)]) * (1.0 + 0x1p-30);
+  const Ranges codes = code_ranges(panel, 0, matrix_.cols);
+  for (std::size_t j = 0; j < to_size(panel.columns); ++j) {
+    norms[j] = codes[j].largest * std::sqrt(squares[j]) * (1.0 + 0x1p-30);
   }
 }
 
-/// The scales of the blocks of columns k .. k + count - 1; gives the columns of the first block
-/// that lie before k.
-std::int64_t WeightReader::read_scales(const PanelSurvey& panel, std::int64_t k,
-                                       std::int64_t count) {
+/// decode(codes, count, done) for the whole units of `count` columns, and once more for what is
+/// left, as a unit filled up with zeros: nothing is read beyond the end of a row.
+template <typename Decode>
+void WeightReader::decode_units(simd::PanelCodes codes, std::int64_t count, Decode decode) {
+  const auto unit = static_cast<std::int64_t>(simd::codes_of_unit(codes.type));
+  const std::int64_t whole = count / unit * unit;
+  if (whole > 0) decode(codes, whole, std::int64_t{0});
+  if (whole == count) return;
+  const std::size_t bytes_of_whole = to_size(whole / unit) * simd::kCodeUnit;
+  const std::size_t left =
+      (to_size(count - whole) * simd::kCodeUnit + to_size(unit) - 1) / to_size(unit);
+  std::fill(tail_.begin(), tail_.end(), std::byte{0});
+  for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
+    std::byte* copy = tail_.data() + j * simd::kCodeUnit;
+    std::memcpy(copy, codes.columns[j] + bytes_of_whole, left);
+    codes.columns[j] = copy;
+  }
+  decode(codes, unit, whole);
+}
+
+/// The scales of the blocks of the kSliceChunk columns that k lies in.
+void WeightReader::read_factors(PanelSurvey& panel, std::int64_t k) {
+  const std::int64_t from = k / kSliceChunk * kSliceChunk;
+  if (panel.factors_from == from) return;
   const std::int64_t block_cols = matrix_.scales->block_cols;
-  const std::int64_t position = matrix_.scales->col_begin % block_cols + k;
+  const std::int64_t position = scale_offset(matrix_) + from;
+  const std::int64_t count = std::min(kSliceChunk, matrix_.cols - from);
   const std::int64_t first = position / block_cols;
   const std::int64_t blocks = (position + count - 1) / block_cols - first + 1;
-  const double* values = scale_values_.data();
+  simd::PanelCodes codes;
+  codes.type = scale_type_;
+  const auto unit = static_cast<std::int64_t>(simd::codes_of_unit(scale_type_));
   for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
-    const std::byte* scale = panel.scales_at[j] + first * scale_bytes_;
-    double* to = factors_.data() + j;
-    if (scale_bytes_ == 1) {
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        to[b * kPanelColumns] = values[std::to_integer<std::size_t>(scale[b])];
-      }
-    } else if (matrix_.scales->format == Format::bf16) {
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        const std::uint32_t bits = std::uint32_t{load<std::uint16_t>(scale + 2 * b)} << 16;
-        to[b * kPanelColumns] = static_cast<double>(std::bit_cast<float>(bits));
-      }
-    } else {
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        to[b * kPanelColumns] = static_cast<double>(widen_f16(load<std::uint16_t>(scale + 2 * b)));
-      }
-    }
-    to[blocks * kPanelColumns] = 0.0;  // of the rest of a last unit, which nobody uses
+    codes.columns[j] = panel.scales_at[j] + first * scale_bytes_;
   }
-  return position % block_cols;
+  // One block more: of the rest of a last unit of weights, which nobody uses.
+  panel.factors.resize(to_size((blocks + 1 + unit) * kPanelColumns));
+  // Whole units where the row has them.
+  const std::int64_t rounded = (blocks + unit - 1) / unit * unit;
+  decode_units(codes, first + rounded <= scale_blocks_ ? rounded : blocks,
+               [&](const simd::PanelCodes& part, std::int64_t part_count, std::int64_t done) {
+                 kernels_.gemm->decode(part, to_size(part_count),
+                                       panel.factors.data() + done * kPanelColumns);
+               });
+  panel.factors_from = from;
+  panel.factors_before = position % block_cols;
 }
 
 simd::PanelCodes WeightReader::codes_of(const PanelSurvey& panel, std::int64_t k,
@@ -296,36 +326,22 @@ simd::PanelCodes WeightReader::codes_of(const PanelSurvey& panel, std::int64_t k
   return codes;
 }
 
-/// decode(codes, count, done) for the whole units of `count` columns, and once more for what is
-/// left, as a unit filled up with zeros: nothing is read beyond the end of a row.
-template <typename Decode>
-void WeightReader::decode_units(simd::PanelCodes codes, std::int64_t count, Decode decode) {
-  const std::int64_t unit = codes_of_unit(type_);
-  const std::int64_t whole = count / unit * unit;
-  if (whole > 0) decode(codes, whole, std::int64_t{0});
-  if (whole == count) return;
-  std::fill(tail_.begin(), tail_.end(), std::byte{0});
-  for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
-    std::byte* copy = tail_.data() + j * simd::kCodeUnit;
-    std::memcpy(copy, codes.columns[j] + code_bytes(whole), to_size(code_bytes(count - whole)));
-    codes.columns[j] = copy;
-  }
-  decode(codes, unit, whole);
-}
-
-const double* WeightReader::decode(const PanelSurvey& panel, std::int64_t k, std::int64_t count) {
+const double* WeightReader::decode(PanelSurvey& panel, std::int64_t k, std::int64_t count) {
   if (!plain_) return values_.data() + k * kPanelColumns;
   simd::PanelCodes codes = codes_of(panel, k, count);
   std::int64_t before = 0;
   if (narrow_scales_) {
-    before = read_scales(panel, k, count);
+    read_factors(panel, k);
+    before = panel.factors_before + k - panel.factors_from;
     codes.factor_block = to_size(matrix_.scales->block_cols);
   }
+  // A last unit may reach beyond the chunk.
+  values_.resize((to_size(kDepthChunk) + simd::codes_of_unit(type_)) * simd::kPanelColumns);
   decode_units(codes, count, [&](simd::PanelCodes unit, std::int64_t cols, std::int64_t done) {
     if (narrow_scales_) {
       const std::int64_t begin = before + done;
       const std::int64_t block_cols = matrix_.scales->block_cols;
-      unit.factors = factors_.data() + begin / block_cols * kPanelColumns;
+      unit.factors = panel.factors.data() + begin / block_cols * kPanelColumns;
       unit.factor_begin = to_size(begin % block_cols);
     }
     kernels_.gemm->decode(unit, to_size(cols), values_.data() + done * kPanelColumns);
@@ -333,23 +349,54 @@ const double* WeightReader::decode(const PanelSurvey& panel, std::int64_t k, std
   return values_.data();
 }
 
-WeightReader::Slices WeightReader::decode_slices(const PanelSurvey& panel, std::int64_t k,
-                                                 std::int64_t count) {
-  if (narrow_scales_) {
-    // Copied: `decode` uses the same factors for columns of its own.
-    const std::int64_t before = read_scales(panel, k, count);
-    const std::int64_t block_cols = matrix_.scales->block_cols;
-    for (std::int64_t b = 0; b * slice_cols_ < count; ++b) {
-      std::copy_n(factors_.data() + (before + b * slice_cols_) / block_cols * kPanelColumns,
-                  kPanelColumns, slice_scales_.data() + b * kPanelColumns);
-    }
+/// The scales of the blocks of slice_columns() from column k on, a multiple of kSliceChunk.
+const double* WeightReader::slice_scales(PanelSurvey& panel, AlignedVector<double>& scales,
+                                         std::int64_t k, std::int64_t count) {
+  constexpr std::int64_t kMostBlocks = kSliceChunk / kFactorUnit;
+  if (!narrow_scales_) {
+    if (scales.empty()) scales.assign(to_size(kMostBlocks * kPanelColumns), 1.0);
+    return scales.data();
   }
+  read_factors(panel, k);
+  const std::int64_t block_cols = matrix_.scales->block_cols;
+  if (block_cols == slice_cols_ && panel.factors_before == 0) return panel.factors.data();
+  scales.resize(to_size(kMostBlocks * kPanelColumns));
+  for (std::int64_t b = 0; b * slice_cols_ < count; ++b) {
+    const std::int64_t block = (panel.factors_before + b * slice_cols_) / block_cols;
+    std::copy_n(panel.factors.data() + block * kPanelColumns, kPanelColumns,
+                scales.data() + b * kPanelColumns);
+  }
+  return scales.data();
+}
+
+WeightReader::Slices WeightReader::decode_slices(PanelSurvey& panel, std::size_t place,
+                                                 std::int64_t k, std::int64_t count) {
+  SliceBuffer& buffer = slices_[place];
+  buffer.weights.resize(to_size(kSliceChunk * kPanelColumns));
   decode_units(codes_of(panel, k, count), count,
                [&](const simd::PanelCodes& unit, std::int64_t cols, std::int64_t done) {
                  kernels_.slices->decode(unit, to_size(cols),
-                                         slice_weights_.data() + done * kPanelColumns);
+                                         buffer.weights.data() + done * kPanelColumns);
                });
-  return {slice_weights_.data(), slice_scales_.data()};
+  return {buffer.weights.data(), slice_scales(panel, buffer.scales, k, count)};
+}
+
+WeightReader::CodedSlices WeightReader::slice_codes(PanelSurvey& panel, std::int64_t k,
+                                                    std::int64_t count) {
+  SliceBuffer& buffer = slices_[0];
+  CodedSlices slices{codes_of(panel, k, count), slice_scales(panel, buffer.scales, k, count)};
+  if (count % slice_cols_ == 0) return slices;
+  // The last block is ragged: the row may end inside.
+  const std::int64_t stride = code_bytes(kSliceChunk);
+  buffer.weights.resize(to_size(kSliceChunk * kPanelColumns));
+  auto* copies = reinterpret_cast<std::byte*>(buffer.weights.data());
+  for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
+    std::byte* copy = copies + static_cast<std::int64_t>(j) * stride;
+    std::memset(copy, 0, to_size(stride));
+    std::memcpy(copy, slices.codes.columns[j], to_size(code_bytes(count)));
+    slices.codes.columns[j] = copy;
+  }
+  return slices;
 }
 
 void WeightReader::decode_row(std::int64_t row, std::span<double> values) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/operand.hpp"
+#include "engine/sliced_rows.hpp"
 #include "quant/aligned.hpp"
 #include "simd/kernels.hpp"
 
@@ -29,7 +30,15 @@ struct PanelSurvey {
   /// columns that there are not are the last one again.
   std::array<const std::byte*, simd::kPanelColumns> codes_at{};
   std::array<const std::byte*, simd::kPanelColumns> scales_at{};
+  /// [blocks, kPanelColumns]: the narrow scales of the kSliceChunk columns from `factors_from` on.
+  AlignedVector<double> factors;
+  std::int64_t factors_from = -1;
+  std::int64_t factors_before = 0;  ///< columns of the first block that lie before those
 };
+
+/// Columns of K of the blocks in which whole numbers can be summed, each under one scale; 0: the
+/// weights are not E2M1, or scales change inside.
+std::int64_t slice_columns(const ScaledMatrix& matrix);
 
 /// Reads a weight matrix panel by panel. Storage that lies as checkpoints have it (codes of a row
 /// side by side, scales of whole blocks) is decoded by vector code, all other by OperandDecoder.
@@ -46,34 +55,54 @@ class WeightReader {
   void survey(std::int64_t first, PanelSurvey& survey);
   /// Upper bounds of the root of the sum of squares of each column, for storage that vector code
   /// reads and scales of blocks; else infinity.
-  void find_norms(const PanelSurvey& panel, std::array<double, simd::kPanelColumns>& norms);
+  void find_norms(PanelSurvey& panel, std::array<double, simd::kPanelColumns>& norms);
   /// Values [count, kPanelColumns] of columns k .. k + count - 1 of a surveyed panel, k a multiple
   /// of kDepthChunk, count at most that; valid until the next call.
-  const double* decode(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
+  const double* decode(PanelSurvey& panel, std::int64_t k, std::int64_t count);
 
-  /// Columns of K of the blocks in which whole numbers can be summed, each under one scale; 0: the
-  /// weights are not E2M1, or scales change inside.
-  std::int64_t slice_cols() const { return slice_cols_; }
-  /// Columns that decode_slices takes at most: their weights stay in the first cache.
-  static constexpr std::int64_t kMostSliceCols = 512;
+  /// Columns of K for whole numbers, in blocks of slice_columns().
   struct Slices {
     const std::uint8_t* weights;  ///< as simd::SliceKernels::decode gives them
     const double* scales;         ///< [blocks, kPanelColumns]
   };
-  /// Columns k .. k + count - 1 for whole numbers, k a multiple of kMostSliceCols.
-  Slices decode_slices(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
+  /// Columns k .. k + count - 1, k a multiple of kSliceChunk, count at most that; valid until the
+  /// next call for the same place below simd::kSlicePanels, or for the panel.
+  Slices decode_slices(PanelSurvey& panel, std::size_t place, std::int64_t k, std::int64_t count);
+  struct CodedSlices {
+    simd::PanelCodes codes;  ///< whole blocks, without factors
+    const double* scales;
+  };
+  /// The same before they are decoded, at place 0.
+  CodedSlices slice_codes(PanelSurvey& panel, std::int64_t k, std::int64_t count);
 
   /// All values of one weight row.
   void decode_row(std::int64_t row, std::span<double> values);
 
  private:
-  struct Range;
-  Range range_of(Format format, const std::byte* codes, std::int64_t count) const;
-  Range scale_range(const std::byte* scales) const;
-  Range code_range(const std::byte* codes, std::int64_t count) const;
+  /// Bounds of some numbers.
+  struct Range {
+    double largest = 0.0;  ///< of the magnitudes
+    int lowest = 4000;     ///< all are multiples of 2^lowest
+    bool finite = true;
+    bool empty() const { return finite && largest == 0.0; }
+  };
+  using Ranges = std::array<Range, simd::kPanelColumns>;
+  struct SliceBuffer {
+    AlignedVector<std::uint8_t> weights;
+    AlignedVector<double> scales;
+  };
+
+  static Range range_of(Format format, const simd::Magnitudes& sizes);
+  Ranges ranges_of(Format format, const std::array<const std::byte*, simd::kPanelColumns>& columns,
+                   std::int64_t count) const;
+  Ranges scale_ranges(const PanelSurvey& panel) const;
+  Ranges code_ranges(const PanelSurvey& panel, std::int64_t k, std::int64_t count) const;
+  Range value_range(std::int64_t column, std::int64_t begin, std::int64_t count);
   void place(PanelSurvey& survey) const;
   std::int64_t code_bytes(std::int64_t count) const;
-  std::int64_t read_scales(const PanelSurvey& panel, std::int64_t k, std::int64_t count);
+  void read_factors(PanelSurvey& panel, std::int64_t k);
+  const double* slice_scales(PanelSurvey& panel, AlignedVector<double>& scales, std::int64_t k,
+                             std::int64_t count);
   simd::PanelCodes codes_of(const PanelSurvey& panel, std::int64_t k, std::int64_t count) const;
   template <typename Decode>
   void decode_units(simd::PanelCodes codes, std::int64_t count, Decode decode);
@@ -83,17 +112,17 @@ class WeightReader {
   const simd::KernelTable& kernels_;
   bool plain_ = false;
   bool narrow_scales_ = false;
+  simd::PanelCode type_ = simd::PanelCode::e2m1;
+  std::int64_t code_bits_ = 0;
+  simd::PanelCode scale_type_ = simd::PanelCode::e8m0;
   std::int64_t scale_bytes_ = 0;
-  simd::CodeType type_ = simd::CodeType::e2m1;
-  std::array<double, 256> scale_values_{};  ///< of 8-bit scales
+  std::int64_t scale_blocks_ = 0;  ///< of a row
   OperandDecoder decoder_;
   std::int64_t slice_cols_ = 0;
-  AlignedVector<double> factors_;
   AlignedVector<double> values_;
   std::vector<std::byte> tail_;
   std::vector<double> column_;
-  AlignedVector<double> slice_scales_;
-  AlignedVector<std::uint8_t> slice_weights_;
+  std::array<SliceBuffer, simd::kSlicePanels> slices_;
 };
 
 }  // namespace moeref

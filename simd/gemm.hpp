@@ -3,8 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "simd/decode.hpp"
-
 // The inner loops of the exact GEMM. A sum is proved exact before it is made, or is an estimate
 // whose error is bounded for every order: order and fused operations do not show in results.
 
@@ -19,11 +17,21 @@ inline constexpr std::size_t kCodeUnit = 16;
 /// Columns of K that share one factor of the panel decoder are a multiple of this.
 inline constexpr std::size_t kFactorUnit = 16;
 
+/// Codes that a panel can be made of; e8m0 and e4m3 are those of narrow scales, too.
+enum class PanelCode : std::uint8_t { e2m1, e4m3, e8m0, bf16, f16 };
+
+/// Codes in kCodeUnit bytes.
+constexpr std::size_t codes_of_unit(PanelCode type) {
+  return type == PanelCode::e2m1                              ? 2 * kCodeUnit
+         : type == PanelCode::e4m3 || type == PanelCode::e8m0 ? kCodeUnit
+                                                              : kCodeUnit / 2;
+}
+
 /// Codes of the kPanelColumns columns of a panel, side by side in memory from the first on.
 struct PanelCodes {
-  CodeType type = CodeType::e2m1;
+  PanelCode type = PanelCode::e2m1;
   const std::byte* columns[kPanelColumns] = {};
-  /// [k / factor_block, kPanelColumns]: narrow scales; null = 1.
+  /// [k / factor_block, kPanelColumns]: narrow scales; null = 1, as e8m0 must have.
   const double* factors = nullptr;
   std::size_t factor_block = kFactorUnit;  ///< columns of K, a multiple of kFactorUnit
   std::size_t factor_begin = 0;  ///< columns of the first block that lie before the first code
@@ -46,7 +54,7 @@ struct FinishTerms {
 
 /// What some codes without their signs have in common.
 struct Magnitudes {
-  std::uint32_t smallest = 0;  ///< but for zeros; above `largest`: all are zeros
+  std::uint32_t smallest = 0;  ///< above `largest`: all are skipped zeros
   std::uint32_t largest = 0;
   std::uint32_t bits = 0;  ///< that any of them has
 };
@@ -68,9 +76,11 @@ struct GemmKernels {
   /// panel[i * 16 + j] = code i of column j times its factor, for i < k: whole units of codes.
   /// Codes that are NaN or infinity give anything, in their column alone.
   void (*decode)(const PanelCodes& codes, std::size_t k, double* panel);
-  /// Of `count` codes of `bytes` 1 or 2, under `mask`.
-  Magnitudes (*magnitudes)(std::size_t bytes, std::uint32_t mask, const std::byte* codes,
-                           std::size_t count);
+  /// Of `count` codes of `bytes` 1 or 2 of each column, under `mask`. `skips_zero`: zero is no
+  /// magnitude.
+  void (*magnitudes)(std::size_t bytes, std::uint32_t mask, bool skips_zero,
+                     const std::byte* const* columns, std::size_t count,
+                     Magnitudes (&found)[kPanelColumns]);
   /// Of `count` finite numbers the lowest set bit (infinity: all are zeros), the largest size, and
   /// the rounded sums of the sizes and of the squares, in one order everywhere.
   void (*window)(const double* values, std::size_t count, double* lowest, double* largest,

@@ -255,41 +255,4 @@ void gemm_window(const double* values, std::size_t count, double* lowest, double
   }
 }
 
-template <typename Code>
-moeref::simd::Magnitudes gemm_magnitudes_of(const Code* codes, std::size_t count,
-                                            std::uint32_t mask) {
-  // One less, so that zero is above everything.
-  Code least = static_cast<Code>(~Code{0});
-  Code most = 0;
-  Code bits = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const Code size = static_cast<Code>(codes[i] & mask);
-    const Code less = static_cast<Code>(size - 1);
-    least = less < least ? less : least;
-    most = size > most ? size : most;
-    bits = static_cast<Code>(bits | size);
-  }
-  return {std::uint32_t{least} + 1, most, bits};
-}
-
-moeref::simd::Magnitudes gemm_magnitudes(std::size_t bytes, std::uint32_t mask,
-                                         const std::byte* codes, std::size_t count) {
-  if (bytes == 1) {
-    return gemm_magnitudes_of(reinterpret_cast<const std::uint8_t*>(codes), count, mask);
-  }
-  // They may lie at odd addresses.
-  constexpr std::size_t kBlock = 64;
-  std::uint16_t block[kBlock];
-  moeref::simd::Magnitudes all{0x10000, 0, 0};
-  for (std::size_t first = 0; first < count; first += kBlock) {
-    const std::size_t size = count - first < kBlock ? count - first : kBlock;
-    __builtin_memcpy(block, codes + 2 * first, 2 * size);
-    const moeref::simd::Magnitudes some = gemm_magnitudes_of(block, size, mask);
-    all.smallest = some.smallest < all.smallest ? some.smallest : all.smallest;
-    all.largest = some.largest > all.largest ? some.largest : all.largest;
-    all.bits |= some.bits;
-  }
-  return all;
-}
-
 }  // namespace

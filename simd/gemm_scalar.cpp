@@ -36,19 +36,20 @@ double magnitude(std::uint32_t code, int fraction_bits, int bias) {
              : std::ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
 }
 
-double value_of(CodeType type, const std::byte* codes, std::size_t i) {
-  if (type == CodeType::e2m1) {
+double value_of(PanelCode type, const std::byte* codes, std::size_t i) {
+  if (type == PanelCode::e2m1) {
     return kE2m1[std::to_integer<std::uint32_t>(codes[i / 2]) >> (i % 2 * 4) & 0xFu];
   }
-  if (type == CodeType::e4m3) {
+  if (type == PanelCode::e4m3) {
     const auto code = std::to_integer<std::uint32_t>(codes[i]);
     const double size = magnitude(code & 0x7F, 3, 7);
     return (code & 0x80) != 0 ? -size : size;
   }
+  if (type == PanelCode::e8m0) return std::ldexp(1.0, std::to_integer<int>(codes[i]) - 127);
   std::uint16_t code;
   std::memcpy(&code, codes + 2 * i, sizeof code);
-  const double size = type == CodeType::bf16 ? magnitude(code & 0x7FFFu, 7, 127)
-                                             : magnitude(code & 0x7FFFu, 10, 15);
+  const double size = type == PanelCode::bf16 ? magnitude(code & 0x7FFFu, 7, 127)
+                                              : magnitude(code & 0x7FFFu, 10, 15);
   return (code & 0x8000u) != 0 ? -size : size;
 }
 
@@ -65,9 +66,26 @@ void decode(const PanelCodes& codes, std::size_t k, double* panel) {
   }
 }
 
+void magnitudes(std::size_t bytes, std::uint32_t mask, bool skips_zero,
+                const std::byte* const* columns, std::size_t count,
+                Magnitudes (&found)[kPanelColumns]) {
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    Magnitudes& sizes = found[j];
+    sizes = {~0u, 0, 0};
+    for (std::size_t i = 0; i < count; ++i) {
+      std::uint16_t code = 0;
+      std::memcpy(&code, columns[j] + bytes * i, bytes);
+      const std::uint32_t size = code & mask;
+      if (size != 0 || !skips_zero) sizes.smallest = size < sizes.smallest ? size : sizes.smallest;
+      sizes.largest = size > sizes.largest ? size : sizes.largest;
+      sizes.bits |= size;
+    }
+  }
+}
+
 }  // namespace
 
-const GemmKernels gemm_kernels{kRowBlock,        dot,        decode, gemm_magnitudes, gemm_window,
+const GemmKernels gemm_kernels{kRowBlock,        dot,        decode, magnitudes, gemm_window,
                                gemm_add_segment, gemm_finish};
 
 }  // namespace moeref::simd::scalar

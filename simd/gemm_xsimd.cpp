@@ -2,14 +2,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "simd/code_columns.hpp"
 #include "simd/gemm_loops.hpp"
-#include "simd/lanes16.hpp"
+#include "simd/lanes_f64.hpp"
 
 namespace moeref::simd::MOEREF_ISA {
 namespace {
-
-using F64 = xsimd::batch<double, MOEREF_ARCH>;
-constexpr std::size_t kLanes = F64::size;
 
 // A tile of the product: accumulators that fit the register file beside one row of the panel and
 // one broadcast.
@@ -29,20 +27,6 @@ constexpr std::size_t kTileBatches = 4;
 constexpr std::size_t kTileColumns = kTileBatches * kLanes;
 // Accumulators that hide the latency of a multiply-add.
 constexpr std::size_t kHidden = 8;
-
-/// a * b + c. xsimd 8.1 has no fused one for AVX-512; where there is one, fused or not is the same
-/// for exact sums.
-inline F64 multiply_add(F64 a, F64 b, F64 c) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_pd(a, b, c);
-#elif defined(__AVX2__)
-  return _mm256_fmadd_pd(a, b, c);
-#elif defined(__x86_64__)
-  return c + a * b;
-#else
-  return vfmaq_f64(c, a, b);
-#endif
-}
 
 template <std::size_t kRows>
 void dot_tile(const double* a, const double* panel, std::size_t k, bool adds, double* sums) {
@@ -111,76 +95,6 @@ void dot(const double* a, std::size_t rows, const double* panel, std::size_t k, 
   }
 }
 
-// A unit of codes: 16 bytes of each column, transposed so that 32-bit word number d of the columns
-// lies side by side.
-
-#if defined(__AVX512F__)
-using Words = __m512i;
-inline Words load_columns(const std::byte* const* columns, std::size_t offset) {
-  const auto at = [&](std::size_t column) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns[column] + offset));
-  };
-  __m512i words = _mm512_castsi128_si512(at(0));
-  words = _mm512_inserti32x4(words, at(4), 1);
-  words = _mm512_inserti32x4(words, at(8), 2);
-  return _mm512_inserti32x4(words, at(12), 3);
-}
-inline Words low_words(Words a, Words b) { return _mm512_unpacklo_epi32(a, b); }
-inline Words high_words(Words a, Words b) { return _mm512_unpackhi_epi32(a, b); }
-inline Words low_pairs(Words a, Words b) { return _mm512_unpacklo_epi64(a, b); }
-inline Words high_pairs(Words a, Words b) { return _mm512_unpackhi_epi64(a, b); }
-#elif defined(__AVX2__)
-using Words = __m256i;
-inline Words load_columns(const std::byte* const* columns, std::size_t offset) {
-  const auto at = [&](std::size_t column) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns[column] + offset));
-  };
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(4), 1);
-}
-inline Words low_words(Words a, Words b) { return _mm256_unpacklo_epi32(a, b); }
-inline Words high_words(Words a, Words b) { return _mm256_unpackhi_epi32(a, b); }
-inline Words low_pairs(Words a, Words b) { return _mm256_unpacklo_epi64(a, b); }
-inline Words high_pairs(Words a, Words b) { return _mm256_unpackhi_epi64(a, b); }
-#elif defined(__x86_64__)
-using Words = __m128i;
-inline Words load_columns(const std::byte* const* columns, std::size_t offset) {
-  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns[0] + offset));
-}
-inline Words low_words(Words a, Words b) { return _mm_unpacklo_epi32(a, b); }
-inline Words high_words(Words a, Words b) { return _mm_unpackhi_epi32(a, b); }
-inline Words low_pairs(Words a, Words b) { return _mm_unpacklo_epi64(a, b); }
-inline Words high_pairs(Words a, Words b) { return _mm_unpackhi_epi64(a, b); }
-#else
-using Words = uint32x4_t;
-inline Words load_columns(const std::byte* const* columns, std::size_t offset) {
-  return vreinterpretq_u32_u8(vld1q_u8(reinterpret_cast<const std::uint8_t*>(columns[0] + offset)));
-}
-inline Words low_words(Words a, Words b) { return vzip1q_u32(a, b); }
-inline Words high_words(Words a, Words b) { return vzip2q_u32(a, b); }
-inline Words low_pairs(Words a, Words b) {
-  return vreinterpretq_u32_u64(vzip1q_u64(vreinterpretq_u64_u32(a), vreinterpretq_u64_u32(b)));
-}
-inline Words high_pairs(Words a, Words b) {
-  return vreinterpretq_u32_u64(vzip2q_u64(vreinterpretq_u64_u32(a), vreinterpretq_u64_u32(b)));
-}
-#endif
-
-/// The four words of kWordLanes columns.
-inline void load_words(const std::byte* const* columns, std::size_t offset, U32 (&words)[4]) {
-  const Words a = load_columns(columns, offset);
-  const Words b = load_columns(columns + 1, offset);
-  const Words c = load_columns(columns + 2, offset);
-  const Words d = load_columns(columns + 3, offset);
-  const Words ab_low = low_words(a, b);
-  const Words cd_low = low_words(c, d);
-  const Words ab_high = high_words(a, b);
-  const Words cd_high = high_words(c, d);
-  words[0] = low_pairs(ab_low, cd_low);
-  words[1] = high_pairs(ab_low, cd_low);
-  words[2] = low_pairs(ab_high, cd_high);
-  words[3] = high_pairs(ab_high, cd_high);
-}
-
 /// Numbers whose exponent and fraction bits begin at `shift` of an f32 under a bias of their own:
 /// `bits` is (magnitude << shift) + (difference of the biases << 23), `unit` the smallest normal
 /// number and the bits of one step of the exponent.
@@ -191,10 +105,10 @@ inline U32 with_subnormals(U32 bits, float smallest, std::uint32_t step) {
 }
 
 /// Value number `n` of words of codes.
-template <CodeType kType, int n>
+template <PanelCode kType, int n>
 inline F32 value_of(U32 words) {
   const U32 sign(0x8000'0000u);
-  if constexpr (kType == CodeType::e2m1) {
+  if constexpr (kType == PanelCode::e2m1) {
 #if defined(__AVX512F__)
     const __m512 table = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f,
                                         -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
@@ -208,11 +122,17 @@ inline F32 value_of(U32 words) {
     return as_float(with_subnormals(bits, 1.0f, 1u << 23) | ((words << (28 - 4 * n)) & sign));
 #endif
   }
-  if constexpr (kType == CodeType::e4m3) {
+  if constexpr (kType == PanelCode::e4m3) {
     const U32 bits = (((words >> (8 * n)) & U32(0x7Fu)) << 20) + U32(120u << 23);
     return as_float(with_subnormals(bits, 0x1p-6f, 1u << 23) | ((words << (24 - 8 * n)) & sign));
   }
-  if constexpr (kType == CodeType::bf16) {
+  if constexpr (kType == PanelCode::e8m0) {
+    // Code 0 is the subnormal number 2^-127.
+    const U32 code = (words >> (8 * n)) & U32(0xFFu);
+    const F32 bits = as_float(code << 23);
+    return xsimd::select(bits == F32(0.0f), as_float(U32(0x0040'0000u)), bits);
+  }
+  if constexpr (kType == PanelCode::bf16) {
     return as_float(n == 0 ? words << 16 : words & U32(0xFFFF'0000u));
   }
   return f16_values(n == 0 ? words & U32(0xFFFFu) : words >> 16);
@@ -236,12 +156,10 @@ inline void widen(F32 values, F64 (&wide)[2]) {
 #endif
 }
 
-template <CodeType kType>
-constexpr int kCodesOfWord = kType == CodeType::e2m1   ? 8
-                             : kType == CodeType::e4m3 ? 4
-                                                       : 2;
+template <PanelCode kType>
+constexpr int kCodesOfWord = static_cast<int>(codes_of_unit(kType)) / 4;
 
-template <CodeType kType, bool kScaled, int n>
+template <PanelCode kType, bool kScaled, int n>
 inline void decode_codes(U32 words, const F64 (&factors)[2], double* out) {
   if constexpr (n < kCodesOfWord<kType>) {
     F64 wide[2];
@@ -254,7 +172,7 @@ inline void decode_codes(U32 words, const F64 (&factors)[2], double* out) {
   }
 }
 
-template <CodeType kType, bool kScaled>
+template <PanelCode kType, bool kScaled>
 void decode_typed(const PanelCodes& codes, std::size_t k, double* panel) {
   constexpr std::size_t kWordCodes = kCodesOfWord<kType>;
   constexpr std::size_t kUnitCodes = 4 * kWordCodes;
@@ -266,7 +184,7 @@ void decode_typed(const PanelCodes& codes, std::size_t k, double* panel) {
     std::size_t left = unit_left;
     for (std::size_t column = 0; column < kPanelColumns; column += kWordLanes) {
       U32 words[4];
-      load_words(codes.columns + column, offset, words);
+      load_words<kCodeUnit>(codes.columns + column, offset, words);
       F64 factors[2] = {F64(1.0), F64(1.0)};
       block_factors = unit_factors;
       left = unit_left;
@@ -293,25 +211,142 @@ void decode_typed(const PanelCodes& codes, std::size_t k, double* panel) {
 void decode(const PanelCodes& codes, std::size_t k, double* panel) {
   const bool scaled = codes.factors != nullptr;
   switch (codes.type) {
-    case CodeType::e2m1:
-      return scaled ? decode_typed<CodeType::e2m1, true>(codes, k, panel)
-                    : decode_typed<CodeType::e2m1, false>(codes, k, panel);
-    case CodeType::e4m3:
-      return scaled ? decode_typed<CodeType::e4m3, true>(codes, k, panel)
-                    : decode_typed<CodeType::e4m3, false>(codes, k, panel);
-    case CodeType::bf16:
-      return scaled ? decode_typed<CodeType::bf16, true>(codes, k, panel)
-                    : decode_typed<CodeType::bf16, false>(codes, k, panel);
-    case CodeType::f16:
-      return scaled ? decode_typed<CodeType::f16, true>(codes, k, panel)
-                    : decode_typed<CodeType::f16, false>(codes, k, panel);
+    case PanelCode::e2m1:
+      return scaled ? decode_typed<PanelCode::e2m1, true>(codes, k, panel)
+                    : decode_typed<PanelCode::e2m1, false>(codes, k, panel);
+    case PanelCode::e4m3:
+      return scaled ? decode_typed<PanelCode::e4m3, true>(codes, k, panel)
+                    : decode_typed<PanelCode::e4m3, false>(codes, k, panel);
+    case PanelCode::e8m0:
+      return decode_typed<PanelCode::e8m0, false>(codes, k, panel);
+    case PanelCode::bf16:
+      return scaled ? decode_typed<PanelCode::bf16, true>(codes, k, panel)
+                    : decode_typed<PanelCode::bf16, false>(codes, k, panel);
+    case PanelCode::f16:
+      return scaled ? decode_typed<PanelCode::f16, true>(codes, k, panel)
+                    : decode_typed<PanelCode::f16, false>(codes, k, panel);
+  }
+}
+
+/// The smallest and the largest of unsigned lanes.
+template <typename Code>
+struct Lanes;
+#if defined(__x86_64__)
+// There is an instruction for the smallest 16-bit lane; the largest is what is missing to 0xFFFF.
+inline std::uint32_t smallest_half(__m128i halves) {
+  return static_cast<std::uint32_t>(_mm_cvtsi128_si32(_mm_minpos_epu16(halves))) & 0xFFFFu;
+}
+template <>
+struct Lanes<std::uint8_t> {
+  static __m128i spread(std::uint32_t value) { return _mm_set1_epi8(static_cast<char>(value)); }
+  static __m128i less(__m128i a, __m128i b) { return _mm_sub_epi8(a, b); }
+  static __m128i smaller(__m128i a, __m128i b) { return _mm_min_epu8(a, b); }
+  static __m128i larger(__m128i a, __m128i b) { return _mm_max_epu8(a, b); }
+  static std::uint32_t smallest(__m128i a) {
+    return smallest_half(
+        _mm_min_epu8(_mm_srli_epi16(a, 8), _mm_and_si128(a, _mm_set1_epi16(0xFF))));
+  }
+  static std::uint32_t largest(__m128i a) {
+    return 0xFFu ^ smallest(_mm_xor_si128(a, _mm_set1_epi8(-1)));
+  }
+};
+template <>
+struct Lanes<std::uint16_t> {
+  static __m128i spread(std::uint32_t value) { return _mm_set1_epi16(static_cast<short>(value)); }
+  static __m128i less(__m128i a, __m128i b) { return _mm_sub_epi16(a, b); }
+  static __m128i smaller(__m128i a, __m128i b) { return _mm_min_epu16(a, b); }
+  static __m128i larger(__m128i a, __m128i b) { return _mm_max_epu16(a, b); }
+  static std::uint32_t smallest(__m128i a) { return smallest_half(a); }
+  static std::uint32_t largest(__m128i a) {
+    return 0xFFFFu ^ smallest_half(_mm_xor_si128(a, _mm_set1_epi16(-1)));
+  }
+};
+inline std::uint64_t any_bits(__m128i a) {
+  return static_cast<std::uint64_t>(_mm_cvtsi128_si64(a) | _mm_extract_epi64(a, 1));
+}
+#else
+template <>
+struct Lanes<std::uint8_t> {
+  static uint8x16_t spread(std::uint32_t value) {
+    return vdupq_n_u8(static_cast<std::uint8_t>(value));
+  }
+  static uint8x16_t less(uint8x16_t a, uint8x16_t b) { return vsubq_u8(a, b); }
+  static uint8x16_t smaller(uint8x16_t a, uint8x16_t b) { return vminq_u8(a, b); }
+  static uint8x16_t larger(uint8x16_t a, uint8x16_t b) { return vmaxq_u8(a, b); }
+  static std::uint32_t smallest(uint8x16_t a) { return vminvq_u8(a); }
+  static std::uint32_t largest(uint8x16_t a) { return vmaxvq_u8(a); }
+};
+template <>
+struct Lanes<std::uint16_t> {
+  static uint8x16_t bytes(uint16x8_t a) { return vreinterpretq_u8_u16(a); }
+  static uint16x8_t halves(uint8x16_t a) { return vreinterpretq_u16_u8(a); }
+  static uint8x16_t spread(std::uint32_t value) {
+    return bytes(vdupq_n_u16(static_cast<std::uint16_t>(value)));
+  }
+  static uint8x16_t less(uint8x16_t a, uint8x16_t b) {
+    return bytes(vsubq_u16(halves(a), halves(b)));
+  }
+  static uint8x16_t smaller(uint8x16_t a, uint8x16_t b) {
+    return bytes(vminq_u16(halves(a), halves(b)));
+  }
+  static uint8x16_t larger(uint8x16_t a, uint8x16_t b) {
+    return bytes(vmaxq_u16(halves(a), halves(b)));
+  }
+  static std::uint32_t smallest(uint8x16_t a) { return vminvq_u16(halves(a)); }
+  static std::uint32_t largest(uint8x16_t a) { return vmaxvq_u16(halves(a)); }
+};
+inline std::uint64_t any_bits(uint8x16_t a) {
+  const uint64x2_t both = vreinterpretq_u64_u8(a);
+  return vgetq_lane_u64(both, 0) | vgetq_lane_u64(both, 1);
+}
+#endif
+
+template <typename Code>
+Magnitudes magnitudes_of(std::uint32_t mask, bool skips_zero, const std::byte* codes,
+                         std::size_t count) {
+  using L = Lanes<Code>;
+  constexpr std::size_t kBytes = sizeof(Bytes16);
+  const std::size_t bytes = count * sizeof(Code);
+  const std::uint32_t one = skips_zero ? 1 : 0;  // one less, so that zero is above everything
+  const Bytes16 ones = L::spread(one);
+  const Bytes16 masks = L::spread(mask);
+  Bytes16 least = L::spread(~0u);
+  Bytes16 most = L::spread(0);
+  Bytes16 bits = L::spread(0);
+  const auto take = [&](const std::byte* from) {
+    const Bytes16 sizes = and_bytes(load_16_bytes(from), masks);
+    least = L::smaller(least, L::less(sizes, ones));
+    most = L::larger(most, sizes);
+    bits = or_bytes(bits, sizes);
+  };
+  std::size_t at = 0;
+  for (; at + kBytes <= bytes; at += kBytes) take(codes + at);
+  if (at < bytes && bytes >= kBytes) take(codes + bytes - kBytes);  // some of them once more
+  if (at < bytes && bytes < kBytes) {
+    std::byte copies[kBytes];
+    for (std::size_t i = 0; i < kBytes; i += sizeof(Code)) {
+      __builtin_memcpy(copies + i, codes + i % bytes, sizeof(Code));
+    }
+    take(copies);
+  }
+  std::uint64_t any = any_bits(bits);
+  for (std::size_t width = 32; width >= 8 * sizeof(Code); width /= 2) any |= any >> width;
+  return {L::smallest(least) + one, L::largest(most), static_cast<Code>(any)};
+}
+
+void magnitudes(std::size_t bytes, std::uint32_t mask, bool skips_zero,
+                const std::byte* const* columns, std::size_t count,
+                Magnitudes (&found)[kPanelColumns]) {
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    found[j] = bytes == 1 ? magnitudes_of<std::uint8_t>(mask, skips_zero, columns[j], count)
+                          : magnitudes_of<std::uint16_t>(mask, skips_zero, columns[j], count);
   }
 }
 
 }  // namespace
 
 extern const GemmKernels gemm_kernels;
-const GemmKernels gemm_kernels{kRowBlock,        dot,        decode, gemm_magnitudes, gemm_window,
+const GemmKernels gemm_kernels{kRowBlock,        dot,        decode, magnitudes, gemm_window,
                                gemm_add_segment, gemm_finish};
 
 }  // namespace moeref::simd::MOEREF_ISA

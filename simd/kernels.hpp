@@ -18,7 +18,7 @@ struct KernelTable {
   const char* isa;  ///< "scalar", "sse42", "avx2", "avx512", "avx512vnni", "neon"
 
   const GemmKernels* gemm;
-  const SliceKernels* slices;  ///< null: f64 sums are as fast
+  const SliceKernels* slices;  ///< null: none; f64 sums are the definition
   const EncodeKernels* encode;
   const DecodeKernels* decode;
   const MatrixKernels* matrix;

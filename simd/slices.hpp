@@ -18,6 +18,8 @@ inline constexpr std::size_t kMostSlices = 5;
 inline constexpr std::size_t kSliceStep = 4;
 /// What is added to twice a weight.
 inline constexpr int kWeightOffset = 12;
+/// Panels that `dot` takes at most: each digit is read once for both.
+inline constexpr std::size_t kSlicePanels = 2;
 
 /// Columns of K that a step takes, inside their block: 8 * (step / 2) + step % 2 + 2 * i, i < 4;
 /// the nibbles of a 32-bit word of codes, even ones first.
@@ -25,22 +27,46 @@ constexpr std::size_t slice_column(std::size_t step, std::size_t i) {
   return 8 * (step / 2) + step % 2 + 2 * i;
 }
 
-/// One block of columns for some rows.
-struct SliceBlock {
-  const std::uint8_t* slices = nullptr;  ///< [rows]: 1 to kMostSlices; 0: the row is left out
-  const std::int8_t* digits = nullptr;   ///< [rows, kMostSlices, steps, kSliceStep]
-  const std::int32_t* starts = nullptr;  ///< [rows, kMostSlices]: -kWeightOffset * sum of digits
-  const double* factors = nullptr;       ///< [rows]: half of what a whole number stands for
+/// Slices are summed in pairs; a last one may be alone.
+constexpr std::size_t slice_pairs(std::size_t slices) { return (slices + 1) / 2; }
+
+/// The blocks of one row in a chunk of columns: first those of one slice, then those of two, and so
+/// on. Everything lies in that order.
+struct SliceRow {
+  const std::uint8_t* counts = nullptr;  ///< [kMostSlices]: blocks with 1, 2, .. slices
+  const std::uint8_t* blocks = nullptr;  ///< their numbers in the chunk
+  const double* factors = nullptr;       ///< half of what a whole number stands for
+  const std::int8_t* digits = nullptr;   ///< of each block [slices, steps, kSliceStep]
+  /// Of each block [slice_pairs]: -kWeightOffset * (sum of digits + 256 * sum of those of the
+  /// second slice).
+  const std::int32_t* starts = nullptr;
+};
+
+/// Weights and outputs of a panel in the same chunk.
+struct SlicePanel {
+  const std::uint8_t* weights = nullptr;  ///< of each block [steps, kPanelColumns, kSliceStep]
+  const double* scales = nullptr;         ///< [blocks, kPanelColumns]
+  double* sums = nullptr;                 ///< [kPanelColumns]
 };
 
 struct SliceKernels {
+  /// Rows up to which activations of long significands, which have many digits, are summed faster
+  /// than by f64; those of short ones always are.
+  std::int64_t most_long_rows;
+  /// One block of finite numbers, in order of columns, as SliceRow has it: `digits` [kMostSlices,
+  /// steps, kSliceStep], of which the first ones are written, `starts` and `factor`. Gives its
+  /// slices; 0: the numbers span too many bits.
+  std::size_t (*cut)(const double* numbers, std::size_t steps, std::int8_t* digits,
+                     std::int32_t* starts, double* factor);
   /// weights [k / kSliceStep, kPanelColumns, kSliceStep], steps as slice_column has them. k is a
   /// multiple of 32; codes of e2m1 without factors.
   void (*decode)(const PanelCodes& codes, std::size_t k, std::uint8_t* weights);
-  /// Blocks of 4 or 8 steps: sums[r * kPanelColumns + j] += for each block: scales[j] * factors[r]
-  /// * sum of whole number * 2 w. `scales` [blocks, kPanelColumns].
-  void (*dot)(const SliceBlock* blocks, std::size_t count, std::size_t steps, std::size_t rows,
-              const std::uint8_t* weights, const double* scales, double* sums);
+  /// Blocks of 4 or 8 steps, up to kSlicePanels panels: sums[j] += for each block: scales[j] *
+  /// factor * sum of whole number * 2 w.
+  void (*dot)(const SliceRow& row, std::size_t steps, const SlicePanel* panels, std::size_t count);
+  /// The same of one panel whose codes are decoded on the way. All blocks lie whole in the codes.
+  void (*dot_codes)(const SliceRow& row, std::size_t steps, const PanelCodes& codes,
+                    const double* scales, double* sums);
 };
 
 }  // namespace moeref::simd

@@ -69,14 +69,15 @@ TEST_P(GemmLoops, SumProductsForEveryNumberOfRowsAndAnyDepth) {
 }
 
 struct Type {
-  simd::CodeType code;
+  simd::PanelCode code;
   Format format;
   std::size_t unit;
 };
-constexpr Type kTypes[] = {{simd::CodeType::e2m1, Format::e2m1, 32},
-                           {simd::CodeType::e4m3, Format::e4m3, 16},
-                           {simd::CodeType::bf16, Format::bf16, 8},
-                           {simd::CodeType::f16, Format::f16, 8}};
+constexpr Type kTypes[] = {{simd::PanelCode::e2m1, Format::e2m1, 32},
+                           {simd::PanelCode::e4m3, Format::e4m3, 16},
+                           {simd::PanelCode::e8m0, Format::e8m0, 16},
+                           {simd::PanelCode::bf16, Format::bf16, 8},
+                           {simd::PanelCode::f16, Format::f16, 8}};
 
 TEST_P(GemmLoops, DecodeEveryFiniteCodeExactly) {
   std::mt19937_64 random(2);
@@ -97,6 +98,7 @@ TEST_P(GemmLoops, DecodeEveryFiniteCodeExactly) {
       factor = std::ldexp(1.0 + static_cast<double>(random() % 8) / 8.0,
                           static_cast<int>(random() % 255) - 127);
     for (const bool scaled : {false, true}) {
+      if (scaled && type.code == simd::PanelCode::e8m0) continue;
       simd::PanelCodes codes;
       codes.type = type.code;
       for (std::size_t j = 0; j < kPanelColumns; ++j) {
@@ -129,99 +131,221 @@ TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
   std::mt19937_64 random(3);
   for (const auto& [bytes, mask] :
        {std::pair<std::size_t, std::uint32_t>{1, 0x7F}, {1, 0xFF}, {2, 0x7FFF}}) {
-    for (std::size_t count = 0; count < 200; ++count) {
+    for (std::size_t count = 1; count < 100; ++count) {
       for (const std::uint64_t range : {1ull, 3ull, ~0ull}) {
-        std::vector<std::byte> codes(bytes * count + 1);
-        std::uint32_t smallest = ~0u;
-        std::uint32_t largest = 0;
-        std::uint32_t any = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-          const auto code =
-              static_cast<std::uint16_t>(range == ~0ull ? random() : random() % range);
-          std::memcpy(codes.data() + 1 + bytes * i, &code, bytes);
-          const std::uint32_t size = code & mask & (bytes == 1 ? 0xFFu : 0xFFFFu);
-          if (size != 0) smallest = std::min(smallest, size);
-          largest = std::max(largest, size);
-          any |= size;
+        const std::size_t stride = bytes * count + 1;  // at odd addresses, too
+        std::vector<std::byte> codes(stride * kPanelColumns);
+        const std::byte* columns[kPanelColumns];
+        std::uint32_t smallest[2][kPanelColumns];  // with zeros, without
+        std::uint32_t largest[kPanelColumns] = {};
+        std::uint32_t any[kPanelColumns] = {};
+        for (std::size_t j = 0; j < kPanelColumns; ++j) {
+          columns[j] = codes.data() + j * stride;
+          smallest[0][j] = smallest[1][j] = ~0u;
+          for (std::size_t i = 0; i < count; ++i) {
+            const auto code =
+                static_cast<std::uint16_t>(range == ~0ull ? random() : random() % range);
+            std::memcpy(codes.data() + j * stride + bytes * i, &code, bytes);
+            const std::uint32_t size = code & mask & (bytes == 1 ? 0xFFu : 0xFFFFu);
+            smallest[0][j] = std::min(smallest[0][j], size);
+            if (size != 0) smallest[1][j] = std::min(smallest[1][j], size);
+            largest[j] = std::max(largest[j], size);
+            any[j] |= size;
+          }
         }
-        const simd::Magnitudes sizes = loops().magnitudes(bytes, mask, codes.data() + 1, count);
-        EXPECT_EQ(sizes.largest, largest);
-        EXPECT_EQ(sizes.bits, any);
-        if (largest == 0) {
-          EXPECT_GT(sizes.smallest, sizes.largest);
-        } else {
-          EXPECT_EQ(sizes.smallest, smallest) << bytes << " bytes, " << count << " codes";
+        for (const bool skips_zero : {false, true}) {
+          simd::Magnitudes found[kPanelColumns];
+          loops().magnitudes(bytes, mask, skips_zero, columns, count, found);
+          for (std::size_t j = 0; j < kPanelColumns; ++j) {
+            EXPECT_EQ(found[j].largest, largest[j]);
+            EXPECT_EQ(found[j].bits, any[j]);
+            if (skips_zero && largest[j] == 0) {
+              EXPECT_GT(found[j].smallest, found[j].largest);
+            } else {
+              EXPECT_EQ(found[j].smallest, smallest[skips_zero ? 1 : 0][j])
+                  << bytes << " bytes, " << count << " codes";
+            }
+          }
         }
       }
     }
   }
 }
 
+/// The blocks of a row as SliceRow has them.
+struct SlicedBlocks {
+  std::vector<std::uint8_t> counts;
+  std::vector<std::uint8_t> blocks;
+  std::vector<double> factors;
+  std::vector<std::int8_t> digits;
+  std::vector<std::int32_t> starts;
+
+  SlicedBlocks(std::size_t count, std::size_t block_cols, std::mt19937_64& random)
+      : counts(simd::kMostSlices) {
+    // Those without slices are not among them.
+    std::vector<std::size_t> slices(count);
+    for (std::size_t& number : slices) number = random() % (simd::kMostSlices + 1);
+    for (std::size_t number = 1; number <= simd::kMostSlices; ++number) {
+      for (std::size_t b = 0; b < count; ++b) {
+        if (slices[b] == number) add(b, number, block_cols, random);
+      }
+    }
+  }
+
+  void add(std::size_t block, std::size_t slices, std::size_t block_cols, std::mt19937_64& random) {
+    ++counts[slices - 1];
+    blocks.push_back(static_cast<std::uint8_t>(block));
+    factors.push_back(std::ldexp(1.0, static_cast<int>(random() % 4)));
+    for (std::size_t s = 0; s < slices; ++s) {
+      std::int32_t sum = 0;
+      for (std::size_t i = 0; i < block_cols; ++i) {
+        // The ends of the range, too.
+        const std::int8_t digit = random() % 4 == 0 ? (random() % 2 == 0 ? -128 : 127)
+                                                    : static_cast<std::int8_t>(random());
+        digits.push_back(digit);
+        sum += digit;
+      }
+      if (s % 2 == 0) {
+        starts.push_back(-simd::kWeightOffset * sum);
+      } else {
+        starts.back() -= simd::kWeightOffset * 256 * sum;
+      }
+    }
+  }
+
+  simd::SliceRow row() const {
+    return {counts.data(), blocks.data(), factors.data(), digits.data(), starts.data()};
+  }
+};
+
 TEST_P(GemmLoops, SumWholeNumbersAsTheScalarOnesDo) {
   const simd::SliceKernels* kernels = simd::find_kernels(GetParam().c_str())->slices;
   if (kernels == nullptr) GTEST_SKIP() << "has no slices";
   const simd::SliceKernels& plain = simd::scalar::slice_kernels;
   std::mt19937_64 random(6);
-  constexpr std::size_t kBlocks = 4;
+  constexpr std::size_t kBlocks = 6;
   for (const std::size_t steps : {4u, 8u}) {
     const std::size_t block_cols = steps * simd::kSliceStep;
     const std::size_t k = kBlocks * 8 * simd::kSliceStep;  // whole units of codes
-    std::vector<std::byte> bytes(k / 2 * kPanelColumns + 1);
-    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
-    simd::PanelCodes codes;
-    for (std::size_t j = 0; j < kPanelColumns; ++j) {
-      codes.columns[j] = bytes.data() + 1 + j * k / 2;
+    std::vector<std::vector<std::byte>> bytes(simd::kSlicePanels);
+    std::vector<simd::PanelCodes> codes(simd::kSlicePanels);
+    std::vector<std::vector<std::uint8_t>> weights(simd::kSlicePanels);
+    std::vector<std::vector<double>> scales(simd::kSlicePanels);
+    for (std::size_t p = 0; p < simd::kSlicePanels; ++p) {
+      // Not a byte more than there are codes.
+      bytes[p].resize(k / 2 * kPanelColumns + 1);
+      for (std::byte& byte : bytes[p]) byte = static_cast<std::byte>(random());
+      for (std::size_t j = 0; j < kPanelColumns; ++j) {
+        codes[p].columns[j] = bytes[p].data() + 1 + j * k / 2;
+      }
+      weights[p].assign(k * kPanelColumns + 1, 77);
+      std::vector<std::uint8_t> expected = weights[p];
+      kernels->decode(codes[p], k, weights[p].data());
+      plain.decode(codes[p], k, expected.data());
+      ASSERT_EQ(weights[p], expected);
+      scales[p].resize(kBlocks * kPanelColumns);
+      for (double& scale : scales[p]) scale = std::ldexp(1.0, static_cast<int>(random() % 4));
     }
-    std::vector<std::uint8_t> weights(k * kPanelColumns + 1, 77);
-    std::vector<std::uint8_t> expected_weights = weights;
-    kernels->decode(codes, k, weights.data());
-    plain.decode(codes, k, expected_weights.data());
-    ASSERT_EQ(weights, expected_weights);
     for (std::size_t j = 0; j < kPanelColumns; ++j) {
       for (std::size_t step = 0; step < k / simd::kSliceStep; ++step) {
         for (std::size_t i = 0; i < simd::kSliceStep; ++i) {
           const float value = decode(
-              Format::e2m1, read_code(codes.columns[j], Format::e2m1, NibbleOrder::low_first,
+              Format::e2m1, read_code(codes[0].columns[j], Format::e2m1, NibbleOrder::low_first,
                                       static_cast<std::int64_t>(simd::slice_column(step, i))));
-          ASSERT_EQ(weights[(step * kPanelColumns + j) * simd::kSliceStep + i], 2 * value + 12);
+          ASSERT_EQ(weights[0][(step * kPanelColumns + j) * simd::kSliceStep + i], 2 * value + 12);
         }
       }
     }
-    for (std::size_t rows = 1; rows <= simd::kMaxRowBlock; ++rows) {
-      const std::size_t cells = kBlocks * rows;
-      std::vector<std::uint8_t> slices(cells);
-      std::vector<std::int8_t> digits(cells * simd::kMostSlices * block_cols);
-      std::vector<std::int32_t> starts(cells * simd::kMostSlices);
-      std::vector<double> factors(cells);
-      std::vector<double> scales(kBlocks * kPanelColumns);
-      for (std::uint8_t& count : slices) {
-        count = static_cast<std::uint8_t>(random() % (simd::kMostSlices + 1));
+    for (int trial = 0; trial < 50; ++trial) {
+      const SlicedBlocks blocks(kBlocks, block_cols, random);
+      for (std::size_t count = 1; count <= simd::kSlicePanels; ++count) {
+        std::vector<std::vector<double>> sums(count, std::vector<double>(kPanelColumns + 1, 3.0));
+        std::vector<std::vector<double>> expected = sums;
+        std::vector<simd::SlicePanel> panels;
+        std::vector<simd::SlicePanel> expected_panels;
+        for (std::size_t p = 0; p < count; ++p) {
+          panels.push_back({weights[p].data(), scales[p].data(), sums[p].data()});
+          expected_panels.push_back({weights[p].data(), scales[p].data(), expected[p].data()});
+        }
+        kernels->dot(blocks.row(), steps, panels.data(), count);
+        plain.dot(blocks.row(), steps, expected_panels.data(), count);
+        EXPECT_EQ(sums, expected) << count << " panels, " << steps << " steps";
       }
-      // The ends of the range, too.
-      for (std::int8_t& digit : digits) {
-        digit = random() % 4 == 0 ? (random() % 2 == 0 ? -128 : 127)
-                                  : static_cast<std::int8_t>(random());
-      }
-      for (std::size_t i = 0; i < starts.size(); ++i) {
-        std::int32_t sum = 0;
-        for (std::size_t at = 0; at < block_cols; ++at) sum += digits[i * block_cols + at];
-        starts[i] = -simd::kWeightOffset * sum;
-      }
-      for (double& factor : factors) factor = std::ldexp(1.0, static_cast<int>(random() % 4));
-      for (double& scale : scales) scale = std::ldexp(1.0, static_cast<int>(random() % 4));
-      std::vector<simd::SliceBlock> blocks;
-      for (std::size_t b = 0; b < kBlocks; ++b) {
-        const std::size_t cell = b * rows;
-        blocks.push_back({slices.data() + cell,
-                          digits.data() + cell * simd::kMostSlices * block_cols,
-                          starts.data() + cell * simd::kMostSlices, factors.data() + cell});
-      }
-      std::vector<double> sums(rows * kPanelColumns + 1, 3.0);
+      std::vector<double> sums(kPanelColumns + 1, 3.0);
       std::vector<double> expected = sums;
-      kernels->dot(blocks.data(), kBlocks, steps, rows, weights.data(), scales.data(), sums.data());
-      plain.dot(blocks.data(), kBlocks, steps, rows, weights.data(), scales.data(),
-                expected.data());
-      EXPECT_EQ(sums, expected) << rows << " rows, " << steps << " steps";
+      kernels->dot_codes(blocks.row(), steps, codes[0], scales[0].data(), sums.data());
+      plain.dot_codes(blocks.row(), steps, codes[0], scales[0].data(), expected.data());
+      EXPECT_EQ(sums, expected) << steps << " steps";
+    }
+  }
+}
+
+/// Blocks that need every number of slices, and what they mean.
+TEST_P(GemmLoops, CutNumbersIntoTheDigitsThatTheyAre) {
+  const simd::SliceKernels* kernels = simd::find_kernels(GetParam().c_str())->slices;
+  if (kernels == nullptr) GTEST_SKIP() << "has no slices";
+  std::mt19937_64 random(7);
+  for (const std::size_t steps : {4u, 8u}) {
+    const std::size_t cols = steps * simd::kSliceStep;
+    for (int trial = 0; trial < 3000; ++trial) {
+      const int bits = 1 + trial % 43;
+      const int unit = static_cast<int>(random() % 600) - 300;
+      std::vector<double> numbers(cols);
+      for (double& number : numbers) {
+        const auto whole = static_cast<std::int64_t>(random() >> (64 - bits));
+        number = std::ldexp(static_cast<double>(random() % 2 == 0 ? whole : -whole), unit);
+        if (random() % 8 == 0) number = random() % 2 == 0 ? 0.0 : -0.0;
+      }
+      std::vector<std::int8_t> digits(simd::kMostSlices * cols + 1, 99);
+      std::int32_t starts[simd::slice_pairs(simd::kMostSlices)];
+      double factor = 0.0;
+      const std::size_t slices =
+          kernels->cut(numbers.data(), steps, digits.data(), starts, &factor);
+      std::vector<std::int8_t> expected_digits(simd::kMostSlices * cols + 1, 99);
+      std::int32_t expected_starts[simd::slice_pairs(simd::kMostSlices)];
+      double expected_factor = 0.0;
+      ASSERT_EQ(slices,
+                simd::scalar::slice_kernels.cut(numbers.data(), steps, expected_digits.data(),
+                                                expected_starts, &expected_factor));
+      if (slices == 0) {
+        double largest = 0.0;
+        double lowest = HUGE_VAL;
+        for (const double number : numbers) {
+          if (number == 0.0) continue;
+          largest = std::max(largest, std::fabs(number));
+          lowest = std::min(lowest, std::ldexp(1.0, std::countr_zero(static_cast<std::uint64_t>(
+                                                        std::ldexp(std::fabs(number), -unit))) +
+                                                        unit));
+        }
+        EXPECT_GE(largest, 0x1p38 * lowest);
+        continue;
+      }
+      EXPECT_EQ(digits, expected_digits);
+      EXPECT_EQ(factor, expected_factor);
+      double largest = 0.0;
+      for (std::size_t step = 0; step < steps; ++step) {
+        for (std::size_t i = 0; i < simd::kSliceStep; ++i) {
+          std::int64_t whole = 0;
+          for (std::size_t s = slices; s-- > 0;) {
+            whole = whole * 256 + digits[(s * steps + step) * simd::kSliceStep + i];
+          }
+          const double value = static_cast<double>(whole) * 2.0 * factor;
+          ASSERT_EQ(value, numbers[simd::slice_column(step, i)]);
+          largest = std::max(largest, std::fabs(static_cast<double>(whole)));
+        }
+      }
+      if (slices > 1) {
+        EXPECT_GT(largest, std::ldexp(0.49, 8 * static_cast<int>(slices - 1)));
+      }
+      for (std::size_t pair = 0; pair < simd::slice_pairs(slices); ++pair) {
+        std::int32_t sum = 0;
+        for (std::size_t i = 0; i < cols; ++i) {
+          sum += digits[2 * pair * cols + i];
+          if (2 * pair + 1 < slices) sum += 256 * digits[(2 * pair + 1) * cols + i];
+        }
+        EXPECT_EQ(starts[pair], -simd::kWeightOffset * sum);
+        EXPECT_EQ(starts[pair], expected_starts[pair]);
+      }
     }
   }
 }
