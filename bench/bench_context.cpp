@@ -46,10 +46,10 @@ void set_scales(Operand& operand, Format format, std::int64_t block_rows, std::i
   const std::int64_t rows = (m.rows + block_rows - 1) / block_rows;
   const std::int64_t cols = (m.cols + block_cols - 1) / block_cols;
   for (const std::uint16_t draw : draws(rows * cols, seed, "scales")) {
-    if (format == Format::e8m0) append(operand.scales, 119u + draw % 4u, 1);
+    if (format == Format::e8m0) append(operand.scales, 117u + draw % 4u, 1);
     if (format == Format::ue4m3) append(operand.scales, 40u + draw % 48u, 1);
     if (format == Format::f32) {
-      const float scale = 0x1p-8f * (1.0f + static_cast<float>(draw) * 0x1p-16f);
+      const float scale = 0x1p-13f * (1.0f + static_cast<float>(draw) * 0x1p-16f);
       std::uint32_t bits;
       std::memcpy(&bits, &scale, 4);
       append(operand.scales, bits, 4);
@@ -73,7 +73,7 @@ Operand random_weight(const char* form, std::int64_t rows, std::int64_t cols, st
   for (const std::uint16_t draw : draws(fp4 ? rows * cols / 2 : rows * cols, seed, "codes")) {
     if (fp4) append(operand.codes, draw & 0xFFu, 1);
     if (name == "bf16")
-      append(operand.codes, encode(Format::bf16, normal(draw), EncodePolicy::eigen), 2);
+      append(operand.codes, encode(Format::bf16, 0x1p-6f * normal(draw), EncodePolicy::eigen), 2);
     if (m.codes.format == Format::e4m3) {
       append(operand.codes, encode(Format::e4m3, 100.0f * normal(draw), EncodePolicy::ocp_saturate),
              1);

@@ -15,7 +15,8 @@ struct Operand {
 };
 
 /// Random weights as a checkpoint has them. Forms: "mxfp4", "nvfp4", "mxfp8", "fp8_channel",
-/// "fp8_block", "bf16".
+/// "fp8_block", "bf16". Their size is that of layers: dot products with some thousand activations
+/// N(0, 1) are about N(0, 1).
 Operand random_weight(const char* form, std::int64_t rows, std::int64_t cols, std::uint64_t seed);
 
 /// Activations N(0, 1): "bf16" or "f32" (f32 values have all 24 bits, as the stages of `reference`

@@ -82,7 +82,7 @@ std::vector<float> through_codes(const ActivationQuantizer& quantizer, std::vect
   return values;
 }
 
-std::vector<float> selected(const std::vector<float>& values, std::span<const std::int64_t> rows) {
+std::vector<float> selected(std::span<const float> values, std::span<const std::int64_t> rows) {
   std::vector<float> result;
   if (values.empty()) return result;
   for (const std::int64_t row : rows) result.push_back(values[to_size(row)]);
@@ -91,14 +91,15 @@ std::vector<float> selected(const std::vector<float>& values, std::span<const st
 
 }  // namespace
 
-void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertView& view,
-                    const StageOperand& x, const ExpertBatch& batch, const ExpertStages& stages,
-                    int threads, GemmStatistics* statistics) {
+void run_first_half(const Numerics& numerics, const ExpertView& view, const LayerOperand& x,
+                    const ExpertBatch& batch, const ExpertStages& stages, int threads,
+                    GemmStatistics* statistics) {
   const Expert& expert = *view.expert;
+  const NumericsLevel level = x.level();
   const std::int64_t width = expert.up.rows;
   const std::int64_t count = std::ssize(batch.sources);
-  const LayerGemm gemm(numerics.gemm1, level, x.matrix, batch.sources, x.whole_scale);
-  std::vector<float> scales = selected(x.row_scales, batch.sources);
+  const LayerGemm gemm(x, batch.sources, threads);
+  std::vector<float> scales = selected(x.row_scales(), batch.sources);
   GemmArguments arguments;
   if (numerics.router_weight == WeightPoint::input) {
     scales.resize(batch.weights.size(), 1.0f);
@@ -166,13 +167,13 @@ void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertV
   });
 }
 
-void run_second_half(const Numerics& numerics, NumericsLevel level, const ExpertView& view,
-                     const StageOperand& x, const ExpertBatch& batch, Rows& gemm2, int threads,
+void run_second_half(const Numerics& numerics, const ExpertView& view, const LayerOperand& x,
+                     const ExpertBatch& batch, Rows& gemm2, int threads,
                      GemmStatistics* statistics) {
   const Expert& expert = *view.expert;
   const std::int64_t width = expert.down.rows;
-  const LayerGemm gemm(numerics.gemm2, level, x.matrix, batch.sources, x.whole_scale);
-  const std::vector<float> scales = selected(x.row_scales, batch.sources);
+  const LayerGemm gemm(x, batch.sources, threads);
+  const std::vector<float> scales = selected(x.row_scales(), batch.sources);
   GemmArguments arguments;
   arguments.factor = view.down_factor;
   arguments.row_scales = scales;

@@ -42,13 +42,13 @@ struct ExpertStages {
 };
 
 /// GEMM1 and the activation of a batch.
-void run_first_half(const Numerics& numerics, NumericsLevel level, const ExpertView& expert,
-                    const StageOperand& x, const ExpertBatch& batch, const ExpertStages& stages,
-                    int threads, GemmStatistics* statistics);
+void run_first_half(const Numerics& numerics, const ExpertView& expert, const LayerOperand& x,
+                    const ExpertBatch& batch, const ExpertStages& stages, int threads,
+                    GemmStatistics* statistics);
 
 /// GEMM2 of a batch; `sources` = the rows of x.
-void run_second_half(const Numerics& numerics, NumericsLevel level, const ExpertView& expert,
-                     const StageOperand& x, const ExpertBatch& batch, Rows& gemm2, int threads,
+void run_second_half(const Numerics& numerics, const ExpertView& expert, const LayerOperand& x,
+                     const ExpertBatch& batch, Rows& gemm2, int threads,
                      GemmStatistics* statistics);
 
 }  // namespace moeref

@@ -13,6 +13,7 @@
 #include "engine/exact/superaccumulator.hpp"
 #include "engine/gemm_problem.hpp"
 #include "engine/row_parts.hpp"
+#include "engine/sum_bounds.hpp"
 #include "engine/weight_panel.hpp"
 #include "quant/aligned.hpp"
 #include "quant/dequantize.hpp"
@@ -25,13 +26,16 @@ namespace {
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-/// |rounded sum of products - sum| / sum of |products| is at most this: the terms of a chunk one
-/// after the other, then the chunks; or exact sums of blocks of 16 terms or more, one after the
-/// other.
-double sum_error(std::int64_t terms) {
-  const std::int64_t steps =
-      std::max(std::min(terms, kDepthChunk) + terms / kDepthChunk, terms / 16) + 16;
-  return static_cast<double>(steps) * 0x1p-52;
+/// Additions that a product goes through in a sum of `terms`: in f64 sums those of a chunk, in one
+/// chain or in some, and one a chunk; in sums of whole numbers, exact inside a block, two roundings
+/// a block, or those inside one that is left out.
+std::int64_t additions(const GemmProblem& problem, std::int64_t terms) {
+  if (problem.sliced.empty()) {
+    constexpr std::int64_t kChains = 8;
+    return std::min(terms, kDepthChunk) + kChains + terms / kDepthChunk + 1;
+  }
+  const std::int64_t cols = problem.sliced.front().block_cols();
+  return cols + 2 * (terms / cols + 1);
 }
 
 /// One panel of the result on its way.
@@ -45,6 +49,11 @@ struct Panel {
   bool folds = false;               ///< several sums make one output
   int room = 0;                     ///< bits that a row may span for exact sums in every column
   bool finite = true;               ///< all columns with their biases
+  /// Of each column over all segments: |value * wide scale| is at most, and a multiple of 2^.
+  std::array<double, simd::kPanelColumns> most{};
+  std::array<int, simd::kPanelColumns> lowest{};
+  double most_of_all = 0.0;
+  int lowest_of_all = RowReach::kNoBits;
   std::array<double, simd::kPanelColumns> norms{};  ///< of the columns, where rows are estimated
   AlignedVector<double> sums;                       ///< [part rows, kPanelColumns] of one segment
   AlignedVector<double> high;  ///< [rows, kPanelColumns], where it folds; with low and error
@@ -73,7 +82,6 @@ struct Scratch {
   std::vector<Panel> panels;
   std::map<int, RowParts> parts;  ///< by room: neighbouring panels mostly share a few
   std::vector<double> weight_row;
-  std::vector<double> row;  ///< of activations
   exact::LinearForm form;
 };
 
@@ -86,7 +94,8 @@ class PanelJob {
  public:
   PanelJob(const GemmProblem& problem, Scratch& scratch, float* out, std::int64_t out_stride)
       : problem_(problem), scratch_(scratch), out_(out), out_stride_(out_stride) {
-    if (!scratch.reader) scratch.reader.emplace(problem.weight, problem.bounds, problem.kernels);
+    if (!scratch.reader)
+      scratch.reader.emplace(problem.weight, problem.measured.bounds, problem.kernels);
   }
 
   /// Panels first .. first + count - 1.
@@ -112,7 +121,9 @@ class PanelJob {
           if (!is_sliced(panel)) sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
         }
       });
-      for (Panel& panel : panels) finish(panel);
+      for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+        for (Panel& panel : panels) finish_row(panel, row);
+      }
       done += step;
     }
     return statistics_;
@@ -135,35 +146,54 @@ class PanelJob {
       scratch_.reader->find_norms(panel.survey, panel.norms);
     }
     panel.folds = panel.parts != nullptr || problem_.segments() > 1;
-    panel.sums.resize(to_size(rows_of(panel).rows() * kPanelColumns));
+    panel.sums.resize(to_size(part_begin(panel, problem_.x.count()) * kPanelColumns));
     if (!panel.folds) return;
     for (AlignedVector<double>* values : {&panel.high, &panel.low, &panel.error}) {
       values->assign(to_size(problem_.x.count() * kPanelColumns), 0.0);
     }
+    measure_columns(panel);
+  }
+
+  void measure_columns(Panel& panel) const {
+    panel.most.fill(0.0);
+    panel.lowest.fill(RowReach::kNoBits);
+    for (std::int64_t s = 0; s < problem_.segments(); ++s) {
+      for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {
+        const std::size_t at = to_size(s * kPanelColumns) + j;
+        const double scale = std::fabs(panel.survey.scales[at]);
+        const double largest = panel.survey.largest[at];
+        if (largest == 0.0 || scale == 0.0 || !std::isfinite(scale)) continue;
+        panel.most[j] = std::max(panel.most[j], largest * scale * (1.0 + 0x1p-30));
+        panel.lowest[j] =
+            std::min(panel.lowest[j],
+                     exponent_above(largest) - panel.survey.spread[j] + lowest_exponent(scale));
+      }
+    }
+    panel.most_of_all = *std::max_element(panel.most.begin(), panel.most.end());
+    panel.lowest_of_all = *std::min_element(panel.lowest.begin(), panel.lowest.end());
   }
 
   void choose_parts(Panel& panel) {
     panel.parts = nullptr;
     const int room = choose_room(panel);
-    if (!has_short_significands(problem_.x.matrix) ||
-        std::all_of(problem_.x_windows.begin(), problem_.x_windows.end(),
-                    [room](const Window& window) { return fits(window, room); })) {
-      return;
-    }
+    if (!has_short_significands(problem_.x.matrix()) || problem_.most_bits <= room) return;
     const int shared_room = room & ~3;  // a little less room than there is: panels share one cut
     auto found = scratch_.parts.find(shared_room);
     if (found == scratch_.parts.end()) {
-      found =
-          scratch_.parts
-              .emplace(shared_room, cut_rows(problem_.x.values, problem_.bounds, problem_.x_windows,
-                                             shared_room, *problem_.kernels.gemm))
-              .first;
+      std::vector<MeasuredRow> rows;
+      for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+        rows.push_back({problem_.x.values(row), problem_.windows(row)});
+      }
+      found = scratch_.parts
+                  .emplace(shared_room, cut_rows(rows, problem_.measured.bounds, shared_room,
+                                                 *problem_.kernels.gemm))
+                  .first;
     }
     panel.parts = &found->second;
   }
 
   const PackedRows& rows_of(const Panel& panel) const {
-    return panel.parts == nullptr ? problem_.x.values : panel.parts->values;
+    return panel.parts == nullptr ? *problem_.packed : panel.parts->values;
   }
   std::int64_t part_begin(const Panel& panel, std::int64_t row) const {
     return panel.parts == nullptr ? row : panel.parts->begin[to_size(row)];
@@ -187,7 +217,7 @@ class PanelJob {
   }
 
   bool is_sliced(const Panel& panel) const {
-    return problem_.sliced != nullptr && panel.parts == nullptr;
+    return !problem_.sliced.empty() && panel.parts == nullptr;
   }
 
   /// The same by whole numbers, where there is one segment, of the first panels; blocks that have
@@ -199,8 +229,8 @@ class PanelJob {
     for (Panel& panel : panels.first(count)) {
       if (k == 0) std::fill(panel.sums.begin(), panel.sums.end(), 0.0);
     }
-    const SlicedRows& rows = *problem_.sliced;
     const std::int64_t chunk = k / kSliceChunk;
+    const std::size_t steps = to_size(problem_.sliced.front().block_cols()) / simd::kSliceStep;
     WeightReader& reader = *scratch_.reader;
     const simd::SliceKernels& kernels = *problem_.kernels.slices;
     constexpr std::int64_t kFewRows = 2;  // decode twice rather than store and load
@@ -208,7 +238,7 @@ class PanelJob {
       for (Panel& panel : panels.first(count)) {
         const WeightReader::CodedSlices slices = reader.slice_codes(panel.survey, k, depth);
         for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-          kernels.dot_codes(rows.row(row, chunk), rows.steps(), slices.codes, slices.scales,
+          kernels.dot_codes(sliced(row).chunk(chunk), steps, slices.codes, slices.scales,
                             panel.sums.data() + row * kPanelColumns);
         }
       }
@@ -223,29 +253,37 @@ class PanelJob {
           at[p] = {slices[p].weights, slices[p].scales,
                    panels[p].sums.data() + row * kPanelColumns};
         }
-        kernels.dot(rows.row(row, chunk), rows.steps(), at.data(), count);
+        kernels.dot(sliced(row).chunk(chunk), steps, at.data(), count);
       }
     }
     for (Panel& panel : panels.first(count)) add_left_out(panel, k, depth);
     return count;
   }
 
+  const SlicedRow& sliced(std::int64_t row) const {
+    return problem_.sliced[to_size(problem_.x.chosen(row))];
+  }
+
   /// Blocks of columns k .. k + depth - 1 that have no slices.
   void add_left_out(Panel& panel, std::int64_t k, std::int64_t depth) {
-    const SlicedRows& rows = *problem_.sliced;
-    const std::int64_t cols = rows.block_cols();
-    for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-      for (const std::uint8_t block : rows.left_out(row, k / kSliceChunk)) {
-        const std::int64_t begin = k + block * cols;
-        const std::int64_t end = std::min(begin + cols, k + depth);
-        const std::int64_t chunk = begin / kDepthChunk * kDepthChunk;
-        const double* weights = scratch_.reader->decode(
-            panel.survey, chunk, std::min(kDepthChunk, problem_.depth() - chunk));
-        double* sums = panel.sums.data() + row * kPanelColumns;
-        for (std::int64_t col = begin; col < end; ++col) {
-          const double value = problem_.x.values.at(row, col);
-          const double* weight = weights + (col - chunk) * kPanelColumns;
-          for (std::int64_t j = 0; j < kPanelColumns; ++j) sums[j] += value * weight[j];
+    if (problem_.left_out.empty()) return;
+    const std::int64_t cols = problem_.sliced.front().block_cols();
+    for (std::int64_t begin = k; begin < k + depth; begin += kDepthChunk) {
+      const std::int64_t end = std::min(begin + kDepthChunk, k + depth);
+      const double* weights = nullptr;
+      for (const std::int64_t row : problem_.left_out) {
+        for (const std::uint8_t block : sliced(row).left_out(k / kSliceChunk)) {
+          const std::int64_t first = k + block * cols;
+          if (first < begin || first >= end) continue;
+          if (weights == nullptr) {
+            weights = scratch_.reader->decode(panel.survey, begin, end - begin);
+          }
+          double sums[simd::kPanelColumns];
+          problem_.kernels.gemm->dot(problem_.x.values(row).data() + first, 1,
+                                     weights + (first - begin) * kPanelColumns,
+                                     to_size(std::min(first + cols, end) - first), false, sums);
+          double* to = panel.sums.data() + row * kPanelColumns;
+          for (std::size_t j = 0; j < simd::kPanelColumns; ++j) to[j] += sums[j];
         }
       }
     }
@@ -260,52 +298,69 @@ class PanelJob {
   }
 
   std::int64_t first_segment(std::int64_t k) const {
-    const auto after = std::upper_bound(problem_.bounds.begin(), problem_.bounds.end(), k);
-    return after - problem_.bounds.begin() - 1;
+    const auto after =
+        std::upper_bound(problem_.measured.bounds.begin(), problem_.measured.bounds.end(), k);
+    return after - problem_.measured.bounds.begin() - 1;
   }
 
   /// The sums of a segment, times the f32 scales of that segment, to the outputs.
   void fold(Panel& panel, std::int64_t s) {
     const double* scales = panel.survey.scales.data() + s * kPanelColumns;
     for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-      double* error = panel.error.data() + row * kPanelColumns;
+      const std::int64_t part = part_begin(panel, row);
       const double scale = problem_.x_scale(row, s);
-      for (std::int64_t part = part_begin(panel, row); part < part_begin(panel, row + 1); ++part) {
-        problem_.kernels.gemm->add_segment(panel.sums.data() + part * kPanelColumns, scales, scale,
-                                           panel.high.data() + row * kPanelColumns,
-                                           panel.low.data() + row * kPanelColumns, error);
-      }
-      for (std::int64_t j = 0; j < panel.survey.columns; ++j) {
-        const double bound = estimate_error(panel, row, s, j);
-        if (bound != 0.0) error[j] += bound * std::fabs(scale * scales[j]) * (1.0 + 0x1p-40);
-      }
+      problem_.kernels.gemm->add_segment(panel.sums.data() + part * kPanelColumns,
+                                         to_size(part_begin(panel, row + 1) - part), scales, scale,
+                                         panel.high.data() + row * kPanelColumns,
+                                         panel.low.data() + row * kPanelColumns);
+      if (is_proved(panel, row)) continue;
+      add_estimates(panel, row, s, scale, scales, panel.error.data() + row * kPanelColumns);
     }
   }
 
-  /// 0: the sum is exact. Else what the f64 sum of a row and a column over a segment can be wrong
-  /// by.
-  double estimate_error(const Panel& panel, std::int64_t row, std::int64_t s,
-                        std::int64_t j) const {
-    const Window& window = problem_.window(row, s);
-    const bool cut = panel.parts != nullptr && panel.parts->possible[to_size(row)] != 0;
-    if (cut && panel.wide[to_size(j)] == 0) return 0.0;
-    if (fits(window, kSumBits - panel.survey.spread[to_size(j)])) return 0.0;
-    const double products =
-        std::min(window.total * panel.survey.largest[to_size(s * kPanelColumns + j)],
-                 window.norm * panel.norms[to_size(j)]);
-    return products * sum_error(problem_.end(s) - problem_.start(s));
+  /// Whether the f64 sums of a row are exact in every column and segment.
+  bool is_proved(const Panel& panel, std::int64_t row) const {
+    return problem_.x_bits[to_size(row)] <= panel.room;
   }
 
-  void finish(Panel& panel) {
-    for (std::int64_t row = 0; row < problem_.x.count(); ++row) finish_row(panel, row);
+  /// What folded sums lack at most of the sum of their segments' sums, to `error`.
+  void add_fold_errors(const Panel& panel, std::int64_t row, double* error) const {
+    const RowReach& reach = problem_.reaches[to_size(row)];
+    const std::int64_t parts = part_begin(panel, row + 1) - part_begin(panel, row);
+    const std::int64_t count = problem_.segments() * parts;
+    const auto bound = [&](double most, int lowest) {
+      return fold_bound(count, reach.total * most, reach.lowest + lowest);
+    };
+    if (bound(panel.most_of_all, panel.lowest_of_all) == 0.0) return;
+    for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {
+      error[j] += bound(panel.most[j], panel.lowest[j]);
+    }
+  }
+
+  /// What the f64 sums of a row over a segment can be wrong by, times |scale * scales|, to `error`;
+  /// nothing where the sum is exact.
+  void add_estimates(const Panel& panel, std::int64_t row, std::int64_t s, double scale,
+                     const double* scales, double* error) const {
+    const Window& window = problem_.window(row, s);
+    if (window.empty) return;
+    const bool cut = panel.parts != nullptr && panel.parts->possible[to_size(row)] != 0;
+    const int bits = window.sum - window.lowest;
+    const double by_terms = sum_bound(additions(problem_, problem_.end(s) - problem_.start(s)));
+    const double factor = std::fabs(scale) * by_terms * (1.0 + 0x1p-40);
+    const double* largest = panel.survey.largest.data() + s * kPanelColumns;
+    for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
+      const bool exact = bits + panel.survey.spread[j] <= kSumBits || (cut && panel.wide[j] == 0);
+      const double products = std::min(window.total * largest[j], window.norm * panel.norms[j]);
+      if (!exact) error[j] += products * factor * std::fabs(scales[j]);
+    }
   }
 
   void finish_row(Panel& panel, std::int64_t row) {
     const GemmEpilogue& epilogue = problem_.epilogue;
     const std::int64_t columns = panel.survey.columns;
     const Tail& tail = problem_.tails[to_size(row)];
-    const bool proved = problem_.x_bits[to_size(row)] <= panel.room;
-    double addends[2][simd::kPanelColumns] = {};
+    const bool proved = is_proved(panel, row);
+    double addends[2][simd::kPanelColumns];  // where there are any
     simd::FinishTerms terms;
     terms.multipliers = tail.multipliers.data();
     terms.multiplier_count = tail.multiplier_count;
@@ -317,27 +372,40 @@ class PanelJob {
         addends[0][j] = panel.bias[j] * tail.weight;  // 48 bits: exact
       }
     }
-    bool finite = panel.finite && problem_.x.finite[to_size(row)] != 0 && tail.finite;
+    bool finite = panel.finite && problem_.x.is_finite(row) && tail.finite;
     if (epilogue.residual != nullptr) {
       terms.addends[1] = addends[1];
       const float* residual =
           epilogue.residual + row * epilogue.residual_stride + panel.survey.first;
+      std::fill_n(addends[1], simd::kPanelColumns, 0.0);
       for (std::size_t j = 0; j < to_size(columns); ++j) {
         addends[1][j] = residual[j];
         finite = finite && std::isfinite(residual[j]);
       }
     }
-    double error[simd::kPanelColumns] = {};
+    double error[simd::kPanelColumns];  // where sums may lack something
+    bool estimated[simd::kPanelColumns] = {};
     if (panel.folds) {
       terms.high = panel.high.data() + row * kPanelColumns;
       terms.low = panel.low.data() + row * kPanelColumns;
-      terms.error = panel.error.data() + row * kPanelColumns;
+      std::copy_n(panel.error.data() + row * kPanelColumns, kPanelColumns, error);
+      for (std::size_t j = 0; j < to_size(columns); ++j) estimated[j] = error[j] != 0.0;
+      add_fold_errors(panel, row, error);
+      terms.error = error;
     } else {
       terms.high = panel.sums.data() + row * kPanelColumns;
       if (problem_.segments() > 0) terms.row_scale = problem_.x_scale(row, 0);
       if (problem_.wide_weight_scales) terms.column_scales = panel.survey.scales.data();
       if (!proved) {
-        for (std::int64_t j = 0; j < columns; ++j) error[j] = estimate_error(panel, row, 0, j);
+        constexpr std::array<double, simd::kPanelColumns> kOnes = [] {
+          std::array<double, simd::kPanelColumns> ones{};
+          ones.fill(1.0);
+          return ones;
+        }();
+        // The scales come with the terms.
+        std::fill_n(error, simd::kPanelColumns, 0.0);
+        add_estimates(panel, row, 0, 1.0, kOnes.data(), error);
+        for (std::size_t j = 0; j < to_size(columns); ++j) estimated[j] = error[j] != 0.0;
         terms.error = error;
       }
     }
@@ -349,21 +417,24 @@ class PanelJob {
       statistics_.one_sum += columns;
       return;
     }
+    const auto addend = [&](std::size_t which, std::int64_t j) {
+      return terms.addends[which] == nullptr ? 0.0 : addends[which][j];
+    };
     for (std::int64_t j = 0; j < columns; ++j) {
-      if (!finite && !is_finite(panel, row, j, addends[1][j])) {
+      if (!finite && !is_finite(panel, row, j, addend(1, j))) {
         ++statistics_.not_finite;
-        out[j] = class_of_ieee_sum(panel, row, j, addends[1][j]);
+        out[j] = class_of_ieee_sum(panel, row, j, addend(1, j));
       } else if ((doubts >> j & 1) != 0) {
         ++statistics_.wide;
-        out[j] = by_itself(panel, row, j, {addends[0][j], addends[1][j]});
+        out[j] = by_itself(panel, row, j, {addend(0, j), addend(1, j)});
       } else {
-        ++counter(panel, row, j);
+        ++counter(panel, row, estimated[j]);
       }
     }
   }
 
   bool is_finite(const Panel& panel, std::int64_t row, std::int64_t j, double residual) const {
-    return problem_.x.finite[to_size(row)] != 0 && problem_.tails[to_size(row)].finite &&
+    return problem_.x.is_finite(row) && problem_.tails[to_size(row)].finite &&
            panel.survey.finite[to_size(j)] != 0 && std::isfinite(panel.bias[to_size(j)]) &&
            std::isfinite(residual);
   }
@@ -379,10 +450,8 @@ class PanelJob {
     }
   }
 
-  std::int64_t& counter(const Panel& panel, std::int64_t row, std::int64_t j) {
-    for (std::int64_t s = 0; s < problem_.segments(); ++s) {
-      if (estimate_error(panel, row, s, j) != 0.0) return statistics_.estimated;
-    }
+  std::int64_t& counter(const Panel& panel, std::int64_t row, bool estimated) {
+    if (estimated) return statistics_.estimated;
     const bool one = part_begin(panel, row + 1) - part_begin(panel, row) == 1;
     return one ? statistics_.one_sum : statistics_.split;
   }
@@ -394,16 +463,14 @@ class PanelJob {
     exact::LinearForm& form = scratch_.form;
     form.clear();
     read_weight_row(panel, j);
-    scratch_.row.resize(to_size(problem_.depth()));
-    problem_.x.values.get(row, scratch_.row);
     for (std::int64_t s = 0; s < problem_.segments(); ++s) {
       const double scale = problem_.x_scale(row, s) *
                            panel.survey.scales[to_size(s * kPanelColumns + j)];  // 48 bits: exact
-      const auto segment = [&](const std::vector<double>& values) {
-        return std::span(values).subspan(to_size(problem_.start(s)),
-                                         to_size(problem_.end(s) - problem_.start(s)));
+      const auto segment = [&](std::span<const double> values) {
+        return values.subspan(to_size(problem_.start(s)),
+                              to_size(problem_.end(s) - problem_.start(s)));
       };
-      const std::span<const double> x = segment(scratch_.row);
+      const std::span<const double> x = segment(problem_.x.values(row));
       const std::span<const double> w = segment(scratch_.weight_row);
       if (const auto sum = exact::exact_dot(x, w)) {
         form.add_product(scale, sum->hi);
@@ -441,14 +508,14 @@ class PanelJob {
     read_weight_row(panel, j);
     const Tail& tail = problem_.tails[to_size(row)];
     const double x_factor =
-        global_multiplier(problem_.x.matrix) / global_divisor(problem_.x.matrix);
+        global_multiplier(problem_.x.matrix()) / global_divisor(problem_.x.matrix());
     const double w_factor = global_multiplier(problem_.weight) / global_divisor(problem_.weight);
     double sum = panel.bias[to_size(j)];
     for (std::int64_t s = 0; s < problem_.segments() && !std::isnan(sum); ++s) {
       const double x_scale = problem_.x_scale(row, s) * x_factor;
       const double w_scale = panel.survey.scales[to_size(s * kPanelColumns + j)] * w_factor;
       for (std::int64_t k = problem_.start(s); k < problem_.end(s); ++k) {
-        sum += (problem_.x.values.at(row, k) * x_scale) *
+        sum += (problem_.x.values(row)[to_size(k)] * x_scale) *
                (scratch_.weight_row[to_size(k)] * w_scale) * tail.factor;
       }
     }
@@ -462,6 +529,31 @@ class PanelJob {
   std::int64_t out_stride_;
   GemmStatistics statistics_;
 };
+
+/// Whether sums of whole numbers are possible, and faster.
+bool sums_whole_numbers(const GemmProblem& problem) {
+  const simd::SliceKernels* slices = problem.kernels.slices;
+  if (slices == nullptr || problem.segments() != 1 || slice_columns(problem.weight) == 0) {
+    return false;
+  }
+  return has_short_significands(problem.x.matrix()) || problem.x.count() <= slices->most_long_rows;
+}
+
+/// Makes sums those of whole numbers, unless so many blocks have no slices that f64 sums are
+/// faster.
+void slice(GemmProblem& problem, int threads) {
+  problem.sliced = problem.x.prepared().sliced(slice_columns(problem.weight), threads);
+  std::int64_t blocks = 0;
+  std::int64_t left_out = 0;
+  for (std::int64_t row = 0; row < problem.x.count(); ++row) {
+    const SlicedRow& sliced = problem.sliced[to_size(problem.x.chosen(row))];
+    blocks += sliced.blocks();
+    if (sliced.left_out_blocks() == 0) continue;
+    left_out += sliced.left_out_blocks();
+    problem.left_out.push_back(row);
+  }
+  if (8 * left_out > blocks) problem.sliced = {};
+}
 
 }  // namespace
 
@@ -477,17 +569,13 @@ GemmStatistics& GemmStatistics::operator+=(const GemmStatistics& other) {
 void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue, float* out,
           std::int64_t out_stride, int threads, GemmStatistics* statistics) {
   const simd::DefaultFloatEnvironment environment;
-  GemmProblem problem = describe_gemm(x, weight, epilogue);
+  GemmProblem problem = describe_gemm(x, weight, epilogue, threads);
   if (x.count() == 0) return;
-  if (const simd::SliceKernels* slices = problem.kernels.slices;
-      slices != nullptr && problem.segments() == 1) {
-    const bool pays = has_short_significands(x.matrix) || x.count() <= slices->most_long_rows;
-    const std::int64_t cols = pays ? slice_columns(weight) : 0;
-    if (cols != 0) problem.sliced = &x.sliced(cols, *slices);
-  }
+  if (sums_whole_numbers(problem)) slice(problem, threads);
+  if (problem.sliced.empty()) problem.packed = &x.packed(threads);
   const std::int64_t panels = (weight.rows + kPanelColumns - 1) / kPanelColumns;
   // Some tasks for every thread, so that none waits long for another; sums of at most 256 KiB.
-  constexpr std::int64_t kTasks = 4;
+  constexpr std::int64_t kTasks = 8;
   constexpr std::int64_t kMostSums = 32768;
   const std::int64_t most =
       std::clamp<std::int64_t>(kMostSums / (x.count() * kPanelColumns), 1, kMostPanels);

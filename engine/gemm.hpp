@@ -1,32 +1,38 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/packed_rows.hpp"
-#include "engine/sliced_rows.hpp"
+#include "engine/prepared_rows.hpp"
 #include "quant/scaled_matrix.hpp"
 
 namespace moeref {
 
-/// Rows of the left operand of a GEMM, decoded once: row i is row `rows[i]` of `matrix`.
-struct GemmInput {
-  GemmInput(const ScaledMatrix& matrix, std::span<const std::int64_t> rows);
+/// The left operand of a GEMM: row i is row `chosen[i]` of `prepared`.
+class GemmInput {
+ public:
+  /// Rows of a matrix, prepared for this input alone.
+  GemmInput(const ScaledMatrix& matrix, std::span<const std::int64_t> rows, int threads = 1);
+  GemmInput(std::shared_ptr<const PreparedRows> prepared, std::span<const std::int64_t> chosen);
 
-  ScaledMatrix matrix;
-  std::vector<std::int64_t> rows;
-  PackedRows values;         ///< code * narrow scale
-  std::vector<char> finite;  ///< per row: no NaN or infinity in values or scales; 0 = it is
-                             ///< computed apart
-  std::int64_t count() const { return static_cast<std::int64_t>(rows.size()); }
+  const ScaledMatrix& matrix() const { return prepared_->matrix(); }
+  const PreparedRows& prepared() const { return *prepared_; }
+  std::int64_t count() const { return std::ssize(chosen_); }
+  std::int64_t chosen(std::int64_t row) const { return chosen_[static_cast<std::size_t>(row)]; }
+  std::span<const double> values(std::int64_t row) const { return prepared_->values(chosen(row)); }
+  bool is_finite(std::int64_t row) const { return prepared_->is_finite(chosen(row)); }
 
-  /// The rows in digits; made at the first call for a block size. Not for several threads at once.
-  const SlicedRows& sliced(std::int64_t block_cols, const simd::SliceKernels& kernels) const;
+  /// The rows as f64 sums read them; made at the first call. Not for several threads at once.
+  const PackedRows& packed(int threads) const;
 
  private:
-  mutable std::optional<SlicedRows> sliced_;
+  std::shared_ptr<const PreparedRows> prepared_;
+  std::vector<std::int64_t> chosen_;
+  mutable std::optional<PackedRows> packed_;
 };
 
 /// What the bare dot product becomes before the one rounding.

@@ -23,36 +23,55 @@ struct Tail {
   bool finite = true;
 };
 
+/// What the sum of a row over all segments spans, scales included.
+struct RowReach {
+  double total = 0.0;    ///< an upper bound of the sum of all |value * wide scale|
+  int lowest = kNoBits;  ///< all of them are multiples of 2^lowest
+  static constexpr int kNoBits = 4000;
+};
+
 /// Everything that stays the same over the panels of one GEMM.
 struct GemmProblem {
   const GemmInput& x;
   const ScaledMatrix& weight;
   const GemmEpilogue& epilogue;
-  std::vector<std::int64_t> bounds;    ///< columns where segments begin, then K
-  std::vector<Window> x_windows = {};  ///< [rows, segments]
-  std::vector<double> x_scales = {};   ///< [rows, segments]: the wide scales
+  const PreparedRows::Measured& measured;  ///< of x.prepared()
+  const simd::KernelTable& kernels;
   std::vector<int> x_bits = {};        ///< [rows]: that the sum over any segment spans
   int most_bits = 0;                   ///< of all rows
+  std::vector<RowReach> reaches = {};  ///< [rows]
   std::vector<Tail> tails = {};        ///< [rows]
-  const simd::KernelTable& kernels;
   bool wide_weight_scales = false;
-  const SlicedRows* sliced = nullptr;  ///< sums are those of whole numbers, where they are proved
+  /// [x.prepared().count()]: sums are those of whole numbers, where they are proved; or empty.
+  std::span<const SlicedRow> sliced = {};
+  std::vector<std::int64_t> left_out = {};  ///< rows some of whose blocks have no slices
+  const PackedRows* packed = nullptr;       ///< where they are f64 sums
 
-  std::int64_t segments() const { return std::ssize(bounds) - 1; }
-  std::int64_t start(std::int64_t s) const { return bounds[static_cast<std::size_t>(s)]; }
-  std::int64_t end(std::int64_t s) const { return bounds[static_cast<std::size_t>(s + 1)]; }
+  std::int64_t segments() const { return std::ssize(measured.bounds) - 1; }
+  std::int64_t start(std::int64_t s) const { return measured.bounds[static_cast<std::size_t>(s)]; }
+  std::int64_t end(std::int64_t s) const {
+    return measured.bounds[static_cast<std::size_t>(s + 1)];
+  }
   std::int64_t depth() const { return weight.cols; }
+  std::span<const Window> windows(std::int64_t row) const {
+    return std::span(measured.windows).subspan(first(row), static_cast<std::size_t>(segments()));
+  }
   const Window& window(std::int64_t row, std::int64_t s) const {
-    return x_windows[static_cast<std::size_t>(row * segments() + s)];
+    return measured.windows[first(row) + static_cast<std::size_t>(s)];
   }
   double x_scale(std::int64_t row, std::int64_t s) const {
-    return x_scales[static_cast<std::size_t>(row * segments() + s)];
+    return measured.scales[first(row) + static_cast<std::size_t>(s)];
+  }
+
+ private:
+  std::size_t first(std::int64_t row) const {
+    return static_cast<std::size_t>(x.chosen(row) * segments());
   }
 };
 
 /// The operands measured. Error: sizes that disagree, storage that cannot be.
 GemmProblem describe_gemm(const GemmInput& x, const ScaledMatrix& weight,
-                          const GemmEpilogue& epilogue);
+                          const GemmEpilogue& epilogue, int threads);
 
 /// Sums of short significands often lie on midpoints of the output type, where no estimate decides.
 bool has_short_significands(const ScaledMatrix& matrix);

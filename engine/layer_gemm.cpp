@@ -1,6 +1,7 @@
 #include "engine/layer_gemm.hpp"
 
 #include <cmath>
+#include <numeric>
 #include <optional>
 
 #include "engine/exact/rounding.hpp"
@@ -39,22 +40,38 @@ float whole_row_scale(const ScaledMatrix& matrix, std::int64_t row) {
   return matrix.scales ? gpu::mul(block, matrix.global_scale) : matrix.global_scale;
 }
 
-std::variant<GemmInput, accumulate::MainloopInput> read_input(const GemmNumerics& numerics,
-                                                              NumericsLevel level,
-                                                              const ScaledMatrix& x,
-                                                              std::span<const std::int64_t> rows) {
-  if (level == NumericsLevel::replay) return accumulate::mainloop_input(numerics.mainloop, x, rows);
-  return GemmInput(x, rows);
+std::variant<GemmInput, accumulate::MainloopInput> read_input(const LayerOperand& operand,
+                                                              std::span<const std::int64_t> rows,
+                                                              int threads) {
+  if (operand.level() == NumericsLevel::replay) {
+    return accumulate::mainloop_input(operand.numerics().mainloop, operand.matrix(), rows);
+  }
+  return operand.input(rows, threads);
 }
 
 }  // namespace
 
-LayerGemm::LayerGemm(const GemmNumerics& numerics, NumericsLevel level, const ScaledMatrix& x,
-                     std::span<const std::int64_t> rows, bool whole_scale)
+LayerOperand::LayerOperand(const GemmNumerics& numerics, NumericsLevel level, const StageOperand& x,
+                           bool is_shared, int threads)
     : numerics_(numerics),
-      x_(numerics.factor == SumFactor::expert ? bare(x, whole_scale) : x),
+      level_(level),
+      matrix_(numerics.factor == SumFactor::expert ? bare(x.matrix, x.whole_scale) : x.matrix),
+      row_scales_(x.row_scales) {
+  if (!is_shared || level == NumericsLevel::replay) return;
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(matrix_.rows));
+  std::iota(rows.begin(), rows.end(), 0);
+  prepared_ = std::make_shared<const PreparedRows>(matrix_, rows, threads);
+}
+
+GemmInput LayerOperand::input(std::span<const std::int64_t> rows, int threads) const {
+  return prepared_ != nullptr ? GemmInput(prepared_, rows) : GemmInput(matrix_, rows, threads);
+}
+
+LayerGemm::LayerGemm(const LayerOperand& operand, std::span<const std::int64_t> rows, int threads)
+    : operand_(operand),
+      numerics_(operand.numerics()),
       rows_(rows.begin(), rows.end()),
-      input_(read_input(numerics, level, x_, rows)) {}
+      input_(read_input(operand, rows, threads)) {}
 
 void LayerGemm::run(const ScaledMatrix& weight, const GemmArguments& arguments, float* out,
                     std::int64_t stride, int threads, GemmStatistics* statistics) const {
@@ -112,8 +129,9 @@ void LayerGemm::run_replay(const ScaledMatrix& weight, const GemmArguments& argu
     biases[static_cast<std::size_t>(n)] = static_cast<float>(element_at(arguments.bias, 0, n));
   }
   for (std::size_t i = 0; i < rows_.size(); ++i) {
-    const float row_scale =
-        numerics_.factor == SumFactor::row_times_column ? whole_row_scale(x_, rows_[i]) : 1.0f;
+    const float row_scale = numerics_.factor == SumFactor::row_times_column
+                                ? whole_row_scale(operand_.matrix(), rows_[i])
+                                : 1.0f;
     for (std::int64_t n = 0; n < weight.rows; ++n) {
       float& value = out[static_cast<std::int64_t>(i) * stride + n];
       const float bias = biases[static_cast<std::size_t>(n)];

@@ -98,11 +98,12 @@ Rows LayerRun::first_half(const StageOperand& x) {
   if (gives) given_gemm1 = replaced(gemm1);
   const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, gives ? &given_gemm1 : nullptr,
                             kernel_.order, &act};
+  const LayerOperand operand(numerics_.gemm1, level_, x, /*is_shared=*/true, options_.threads);
   for_each_batch(0, [&](const ExpertView& expert, const ExpertBatch& slots_of) {
     std::vector<std::int64_t> tokens;
     for (const std::int64_t slot : slots_of.results) tokens.push_back(slot / route_.top_k);
     const ExpertBatch batch{tokens, slots_of.results, slots_of.weights};
-    run_first_half(numerics_, level_, expert, x, batch, stages, options_.threads, statistics());
+    run_first_half(numerics_, expert, operand, batch, stages, options_.threads, statistics());
   });
   keep_slots("gemm1", gemm1);
   return act;
@@ -135,8 +136,9 @@ StageOperand LayerRun::between(Rows computed) {
 
 Rows LayerRun::second_half(const StageOperand& x) {
   Rows gemm2("gemm2", numerics_.gemm2.output, slots(), layer_.expert_width());
+  const LayerOperand operand(numerics_.gemm2, level_, x, /*is_shared=*/false, options_.threads);
   for_each_batch(layer_.local_experts(), [&](const ExpertView& expert, const ExpertBatch& batch) {
-    run_second_half(numerics_, level_, expert, x, batch, gemm2, options_.threads, statistics());
+    run_second_half(numerics_, expert, operand, batch, gemm2, options_.threads, statistics());
   });
   keep_slots("gemm2", gemm2);
   return replaced(std::move(gemm2));
@@ -158,14 +160,16 @@ Rows LayerRun::shared_expert(const ScaledMatrix& hidden) {
   if (gives) given_gemm1 = given_rows(gemm1);
   const ExpertStages stages{options_.keep_stages ? &gemm1 : nullptr, gives ? &given_gemm1 : nullptr,
                             GateOrder::gate_up, &act};
+  const LayerOperand first(numerics.gemm1, level, x, /*is_shared=*/false, options_.threads);
   for_each_rows(hidden.rows, [&](const ExpertBatch& batch) {
-    run_first_half(numerics, level, view, x, batch, stages, options_.threads, statistics());
+    run_first_half(numerics, view, first, batch, stages, options_.threads, statistics());
   });
   kept(std::move(gemm1));
   act = kept(std::move(act));
   const StageOperand a = quantized_or_plain(numerics.intermediate, act.matrix());
+  const LayerOperand second(numerics.gemm2, level, a, /*is_shared=*/false, options_.threads);
   for_each_rows(hidden.rows, [&](const ExpertBatch& batch) {
-    run_second_half(numerics, level, view, a, batch, gemm2, options_.threads, statistics());
+    run_second_half(numerics, view, second, batch, gemm2, options_.threads, statistics());
   });
   return kept(std::move(gemm2));
 }

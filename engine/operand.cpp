@@ -20,9 +20,11 @@ std::int64_t block_end(const ScaledMatrix& matrix, std::int64_t col) {
 }  // namespace
 
 int exponent_above(double value) {
-  int exponent;
-  const double fraction = std::frexp(value, &exponent);  // [0.5, 1)
-  return fraction == 0.5 ? exponent - 1 : exponent;
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
+  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
+  if (field == 0) return static_cast<int>(std::bit_width(fraction - 1)) - 1074;  // units of 2^-1074
+  return field - 1023 + (fraction != 0 ? 1 : 0);
 }
 
 int lowest_exponent(double value) {

@@ -37,9 +37,6 @@ class PackedRows {
     const std::int64_t depth = std::min(kDepthChunk, cols_ - start);
     return values_.data() + rows_ * start + first * depth + (col - start) * block_rows(first);
   }
-  double at(std::int64_t row, std::int64_t col) const {
-    return values_[static_cast<std::size_t>(index(row, col))];
-  }
   void put(std::int64_t row, std::span<const double> values) {
     for (std::int64_t start = 0; start < cols_; start += kDepthChunk) {
       double* to = values_.data() + index(row, start);
@@ -49,10 +46,6 @@ class PackedRows {
         *to = values[static_cast<std::size_t>(col)];
       }
     }
-  }
-  void get(std::int64_t row, std::span<double> values) const {
-    for (std::int64_t col = 0; col < cols_; ++col)
-      values[static_cast<std::size_t>(col)] = at(row, col);
   }
 
  private:

@@ -42,34 +42,29 @@ bool cut_segment(std::span<double> rest, Window window, int room, std::size_t fi
 
 }  // namespace
 
-RowParts cut_rows(const PackedRows& rows, std::span<const std::int64_t> bounds,
-                  std::span<const Window> windows, int room, const simd::GemmKernels& kernels) {
+RowParts cut_rows(std::span<const MeasuredRow> rows, std::span<const std::int64_t> bounds, int room,
+                  const simd::GemmKernels& kernels) {
   RowParts result;
   result.begin.push_back(0);
-  result.possible.assign(static_cast<std::size_t>(rows.rows()), 1);
-  const std::size_t segments = bounds.size() - 1;
-  const auto width = static_cast<std::size_t>(rows.cols());
+  const auto width = static_cast<std::size_t>(bounds.back());
   std::vector<Part> all;
-  std::vector<double> values(width);
-  for (std::size_t row = 0; row < result.possible.size(); ++row) {
-    rows.get(static_cast<std::int64_t>(row), values);
+  for (const MeasuredRow& row : rows) {
+    Part values(row.values.begin(), row.values.end());
     std::vector<Part> parts(1, Part(width, 0.0));
-    for (std::size_t s = 0; s < segments && result.possible[row] != 0; ++s) {
+    bool possible = true;
+    for (std::size_t s = 0; s < row.windows.size() && possible; ++s) {
       const auto from = static_cast<std::size_t>(bounds[s]);
       const auto to = static_cast<std::size_t>(bounds[s + 1]);
       const std::span<double> rest = std::span(values).subspan(from, to - from);
-      if (!cut_segment(rest, windows[row * segments + s], room, from, width, kernels, parts)) {
-        result.possible[row] = 0;
-      }
+      possible = cut_segment(rest, row.windows[s], room, from, width, kernels, parts);
     }
-    if (result.possible[row] == 0) {
-      parts.assign(1, Part(width, 0.0));
-      rows.get(static_cast<std::int64_t>(row), parts.front());
-    }
+    if (!possible) parts.assign(1, Part(row.values.begin(), row.values.end()));
+    result.possible.push_back(possible ? 1 : 0);
     result.begin.push_back(result.begin.back() + std::ssize(parts));
     std::move(parts.begin(), parts.end(), std::back_inserter(all));
   }
-  result.values = PackedRows(std::ssize(all), rows.cols(), rows.row_block());
+  result.values =
+      PackedRows(std::ssize(all), bounds.back(), static_cast<std::int64_t>(kernels.row_block));
   for (std::size_t part = 0; part < all.size(); ++part) {
     result.values.put(static_cast<std::int64_t>(part), all[part]);
   }

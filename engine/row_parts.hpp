@@ -27,9 +27,14 @@ struct RowParts {
   std::vector<char> possible;  ///< [rows]: 0 = it would take too many parts and is whole
 };
 
-/// Cuts rows into parts that fit `room`. `bounds` are the segments' columns, `windows` [rows,
-/// segments].
-RowParts cut_rows(const PackedRows& rows, std::span<const std::int64_t> bounds,
-                  std::span<const Window> windows, int room, const simd::GemmKernels& kernels);
+/// A row to cut: its values and the windows of its segments.
+struct MeasuredRow {
+  std::span<const double> values;
+  std::span<const Window> windows;
+};
+
+/// Cuts rows into parts that fit `room`. `bounds` are the segments' columns.
+RowParts cut_rows(std::span<const MeasuredRow> rows, std::span<const std::int64_t> bounds, int room,
+                  const simd::GemmKernels& kernels);
 
 }  // namespace moeref

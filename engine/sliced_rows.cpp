@@ -23,67 +23,78 @@ struct Cut {
 
 }  // namespace
 
-SlicedRows::SlicedRows(std::int64_t cols, std::int64_t block_cols,
-                       const simd::SliceKernels& kernels)
-    : block_cols_(block_cols),
-      col_blocks_((cols + block_cols - 1) / block_cols),
-      col_chunks_((cols + kSliceChunk - 1) / kSliceChunk),
-      kernels_(kernels) {}
-
-void SlicedRows::add(std::span<const double> row) {
+SlicedRow::SlicedRow(std::span<const double> row, std::int64_t block_cols,
+                     const simd::SliceKernels& kernels)
+    : block_cols_(block_cols) {
+  const std::size_t blocks = row.size() / to_size(block_cols) + 1;
+  blocks_.reserve(blocks);
+  factors_.reserve(blocks);
+  constexpr std::size_t kUsualSlices = 3;
+  digits_.reserve(kUsualSlices * row.size());
+  starts_.reserve(simd::slice_pairs(kUsualSlices) * blocks);
   for (std::size_t first = 0; first < row.size(); first += to_size(kSliceChunk)) {
-    add_chunk(row.subspan(first, std::min(row.size() - first, to_size(kSliceChunk))));
+    add_chunk(row.subspan(first, std::min(row.size() - first, to_size(kSliceChunk))), kernels);
   }
 }
 
-void SlicedRows::add_chunk(std::span<const double> numbers) {
+void SlicedRow::add_chunk(std::span<const double> numbers, const simd::SliceKernels& kernels) {
   const std::size_t cols = to_size(block_cols_);
+  const std::size_t steps = cols / simd::kSliceStep;
   std::array<Cut, kMostBlocks> cuts;
   const std::size_t count = (numbers.size() + cols - 1) / cols;
   for (std::size_t b = 0; b < count; ++b) {
     Cut& cut = cuts[b];
+    std::array<double, kMostCols> padded{};
     const double* block = numbers.data() + b * cols;
     if ((b + 1) * cols > numbers.size()) {
-      padded_.assign(cols, 0.0);
-      std::copy(block, numbers.data() + numbers.size(), padded_.begin());
-      block = padded_.data();
+      std::copy(block, numbers.data() + numbers.size(), padded.begin());
+      block = padded.data();
     }
-    cut.slices = kernels_.cut(block, steps(), cut.digits.data(), cut.starts.data(), &cut.factor);
+    cut.slices = kernels.cut(block, steps, cut.digits.data(), cut.starts.data(), &cut.factor);
   }
   Chunk chunk;
+  chunk.blocks = blocks_.size();
   chunk.digits = digits_.size();
   chunk.starts = starts_.size();
-  // Those of one slice first, those without any last.
-  for (std::size_t slices = 1; slices <= kMostSlices + 1; ++slices) {
+  for (std::size_t slices = 1; slices <= kMostSlices; ++slices) {
     for (std::size_t b = 0; b < count; ++b) {
       const Cut& cut = cuts[b];
-      if (cut.slices != slices % (kMostSlices + 1)) continue;
+      if (cut.slices != slices) continue;
+      ++chunk.counts[slices - 1];
       blocks_.push_back(static_cast<std::uint8_t>(b));
       factors_.push_back(cut.factor);
-      if (cut.slices == 0) continue;
-      ++chunk.counts[slices - 1];
-      ++chunk.blocks;
       digits_.insert(digits_.end(), cut.digits.begin(),
                      cut.digits.begin() + static_cast<std::ptrdiff_t>(slices * cols));
       starts_.insert(starts_.end(), cut.starts.begin(),
                      cut.starts.begin() + static_cast<std::ptrdiff_t>(simd::slice_pairs(slices)));
     }
   }
+  for (std::size_t b = 0; b < count; ++b) {
+    if (cuts[b].slices != 0) continue;
+    ++chunk.left_out;
+    blocks_.push_back(static_cast<std::uint8_t>(b));
+    factors_.push_back(0.0);
+  }
   chunks_.push_back(chunk);
 }
 
-simd::SliceRow SlicedRows::row(std::int64_t row, std::int64_t chunk) const {
-  const Chunk& at = chunk_at(row, chunk);
-  const std::size_t first = first_block(row, chunk);
-  return {at.counts, blocks_.data() + first, factors_.data() + first, digits_.data() + at.digits,
-          starts_.data() + at.starts};
+simd::SliceRow SlicedRow::chunk(std::int64_t chunk) const {
+  const Chunk& at = chunks_[to_size(chunk)];
+  return {at.counts, blocks_.data() + at.blocks, factors_.data() + at.blocks,
+          digits_.data() + at.digits, starts_.data() + at.starts};
 }
 
-std::span<const std::uint8_t> SlicedRows::left_out(std::int64_t row, std::int64_t chunk) const {
-  const std::size_t before = chunk_at(row, chunk).blocks;
-  const std::int64_t blocks =
-      std::min(kSliceChunk / block_cols_, col_blocks_ - chunk * (kSliceChunk / block_cols_));
-  return std::span(blocks_).subspan(first_block(row, chunk) + before, to_size(blocks) - before);
+std::int64_t SlicedRow::left_out_blocks() const {
+  std::int64_t count = 0;
+  for (const Chunk& chunk : chunks_) count += chunk.left_out;
+  return count;
+}
+
+std::span<const std::uint8_t> SlicedRow::left_out(std::int64_t chunk) const {
+  const Chunk& at = chunks_[to_size(chunk)];
+  const std::size_t end =
+      to_size(chunk + 1) < chunks_.size() ? chunks_[to_size(chunk + 1)].blocks : blocks_.size();
+  return std::span(blocks_).subspan(end - at.left_out, at.left_out);
 }
 
 }  // namespace moeref

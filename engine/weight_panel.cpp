@@ -16,6 +16,8 @@ namespace moeref {
 namespace {
 
 constexpr std::int64_t kPrefetched = 1024;  // bytes of scales of one row
+// Columns of K whose scales are decoded together; a multiple of kSliceChunk.
+constexpr std::int64_t kFactorChunk = 2048;
 constexpr std::int64_t kFactorUnit = static_cast<std::int64_t>(simd::kFactorUnit);
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
@@ -172,17 +174,14 @@ WeightReader::Ranges WeightReader::scale_ranges(const PanelSurvey& panel) const 
   return ones;
 }
 
-/// Of the codes of columns k .. k + count - 1.
-WeightReader::Ranges WeightReader::code_ranges(const PanelSurvey& panel, std::int64_t k,
-                                               std::int64_t count) const {
+/// Of all codes of the columns.
+WeightReader::Ranges WeightReader::code_ranges(const PanelSurvey& panel) const {
   if (type_ == simd::PanelCode::e2m1) {
     Ranges all;
     all.fill({6.0, -1, true});
     return all;
   }
-  auto columns = panel.codes_at;
-  for (const std::byte*& column : columns) column += code_bytes(k);
-  return ranges_of(matrix_.codes.format, columns, count);
+  return ranges_of(matrix_.codes.format, panel.codes_at, matrix_.cols);
 }
 
 void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
@@ -201,14 +200,16 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
     decoder_.decode(first, survey.columns, values_.data(), 1, kPanelColumns, survey.finite.data());
   }
   const Ranges scales = plain_ ? scale_ranges(survey) : Ranges{};
+  // Of all segments: no code is much larger or smaller than those of its own.
+  const Ranges codes = plain_ ? code_ranges(survey) : Ranges{};
   for (std::int64_t s = 0; s < segments; ++s) {
     const std::int64_t begin = bounds_[to_size(s)];
     const std::int64_t count = bounds_[to_size(s + 1)] - begin;
-    const Ranges codes = plain_ ? code_ranges(survey, begin, count) : Ranges{};
     for (std::int64_t j = 0; j < survey.columns; ++j) {
       const std::size_t at = to_size(s * kPanelColumns + j);
       char& finite = survey.finite[to_size(j)];
-      survey.scales[at] = wide_scale(matrix_, first + j, begin);
+      survey.scales[at] = j > 0 && shares_scales(first + j) ? survey.scales[at - 1]
+                                                            : wide_scale(matrix_, first + j, begin);
       if (!std::isfinite(survey.scales[at])) finite = 0;
       Range range;
       if (plain_) {
@@ -229,6 +230,13 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
   }
 }
 
+/// Whether a row lies in the block of scales of the row before it.
+bool WeightReader::shares_scales(std::int64_t row) const {
+  if (narrow_scales_ || !matrix_.scales) return true;  // one, whatever the row
+  const ScaleGrid& scales = *matrix_.scales;
+  return (scales.row_begin + row) % scales.block_rows != 0;
+}
+
 /// Of decoded values.
 WeightReader::Range WeightReader::value_range(std::int64_t column, std::int64_t begin,
                                               std::int64_t count) {
@@ -246,8 +254,8 @@ void WeightReader::find_norms(PanelSurvey& panel, std::array<double, simd::kPane
   if (!plain_ || !narrow_scales_) return;
   std::array<double, simd::kPanelColumns> squares{};
   const std::int64_t block_cols = matrix_.scales->block_cols;
-  for (std::int64_t k = 0; k < matrix_.cols; k += kSliceChunk) {
-    const std::int64_t count = std::min(kSliceChunk, matrix_.cols - k);
+  for (std::int64_t k = 0; k < matrix_.cols; k += kFactorChunk) {
+    const std::int64_t count = std::min(kFactorChunk, matrix_.cols - k);
     read_factors(panel, k);
     const std::int64_t blocks = (panel.factors_before + count - 1) / block_cols + 1;
     for (std::int64_t b = 0; b < blocks; ++b) {
@@ -258,7 +266,7 @@ void WeightReader::find_norms(PanelSurvey& panel, std::array<double, simd::kPane
       }
     }
   }
-  const Ranges codes = code_ranges(panel, 0, matrix_.cols);
+  const Ranges codes = code_ranges(panel);
   for (std::size_t j = 0; j < to_size(panel.columns); ++j) {
     norms[j] = codes[j].largest * std::sqrt(squares[j]) * (1.0 + 0x1p-30);
   }
@@ -284,13 +292,13 @@ void WeightReader::decode_units(simd::PanelCodes codes, std::int64_t count, Deco
   decode(codes, unit, whole);
 }
 
-/// The scales of the blocks of the kSliceChunk columns that k lies in.
+/// The scales of the blocks of the kFactorChunk columns that k lies in.
 void WeightReader::read_factors(PanelSurvey& panel, std::int64_t k) {
-  const std::int64_t from = k / kSliceChunk * kSliceChunk;
+  const std::int64_t from = k / kFactorChunk * kFactorChunk;
   if (panel.factors_from == from) return;
   const std::int64_t block_cols = matrix_.scales->block_cols;
   const std::int64_t position = scale_offset(matrix_) + from;
-  const std::int64_t count = std::min(kSliceChunk, matrix_.cols - from);
+  const std::int64_t count = std::min(kFactorChunk, matrix_.cols - from);
   const std::int64_t first = position / block_cols;
   const std::int64_t blocks = (position + count - 1) / block_cols - first + 1;
   simd::PanelCodes codes;
@@ -359,10 +367,13 @@ const double* WeightReader::slice_scales(PanelSurvey& panel, AlignedVector<doubl
   }
   read_factors(panel, k);
   const std::int64_t block_cols = matrix_.scales->block_cols;
-  if (block_cols == slice_cols_ && panel.factors_before == 0) return panel.factors.data();
+  const std::int64_t before = panel.factors_before + k - panel.factors_from;
+  if (block_cols == slice_cols_ && before % block_cols == 0) {
+    return panel.factors.data() + before / block_cols * kPanelColumns;
+  }
   scales.resize(to_size(kMostBlocks * kPanelColumns));
   for (std::int64_t b = 0; b * slice_cols_ < count; ++b) {
-    const std::int64_t block = (panel.factors_before + b * slice_cols_) / block_cols;
+    const std::int64_t block = (before + b * slice_cols_) / block_cols;
     std::copy_n(panel.factors.data() + block * kPanelColumns, kPanelColumns,
                 scales.data() + b * kPanelColumns);
   }

@@ -30,7 +30,7 @@ struct PanelSurvey {
   /// columns that there are not are the last one again.
   std::array<const std::byte*, simd::kPanelColumns> codes_at{};
   std::array<const std::byte*, simd::kPanelColumns> scales_at{};
-  /// [blocks, kPanelColumns]: the narrow scales of the kSliceChunk columns from `factors_from` on.
+  /// [blocks, kPanelColumns]: the narrow scales of some columns from `factors_from` on.
   AlignedVector<double> factors;
   std::int64_t factors_from = -1;
   std::int64_t factors_before = 0;  ///< columns of the first block that lie before those
@@ -96,7 +96,8 @@ class WeightReader {
   Ranges ranges_of(Format format, const std::array<const std::byte*, simd::kPanelColumns>& columns,
                    std::int64_t count) const;
   Ranges scale_ranges(const PanelSurvey& panel) const;
-  Ranges code_ranges(const PanelSurvey& panel, std::int64_t k, std::int64_t count) const;
+  Ranges code_ranges(const PanelSurvey& panel) const;
+  bool shares_scales(std::int64_t row) const;
   Range value_range(std::int64_t column, std::int64_t begin, std::int64_t count);
   void place(PanelSurvey& survey) const;
   std::int64_t code_bytes(std::int64_t count) const;

@@ -50,6 +50,12 @@ struct GemmTracked {
   double low;
   double error;
 
+  // The rests of numbers below are no f64 numbers any more.
+  void check_range() {
+    constexpr double kSmallest = 0x1p-900;
+    if (gemm_size(high) < kSmallest && high != 0.0) error = __builtin_inf();
+  }
+
   // Rounded sums of non-negative numbers: a relative 2^-50 above covers every rounding.
   void widen(double amount) { error = (error + amount) * (1.0 + 0x1p-50); }
 
@@ -74,6 +80,7 @@ struct GemmTracked {
     widen(gemm_size(dropped));
     widen(gemm_size(low_rest));
     gemm_two_sum(product, low, high, low);
+    check_range();
   }
 
   void divide(double divisor) {
@@ -95,6 +102,7 @@ struct GemmTracked {
     widen(gemm_size(dropped) / size);
     widen(gemm_size(missing) / size);
     gemm_two_sum(quotient, correction, high, low);
+    check_range();
   }
 };
 
@@ -120,23 +128,45 @@ inline float gemm_rounded(double odd, const moeref::simd::OutputType& type) {
   return static_cast<float>(gemm_size(value) >= past ? infinity : value);
 }
 
-void gemm_add_segment(const double* sums, const double* column_scales, double scale, double* high,
-                      double* low, double* error) {
-  for (std::size_t j = 0; j < kPanelColumns; ++j) {
-    GemmTracked value{high[j], low[j], error[j]};
-    double product;
-    double rest;
-    gemm_two_product(scale * column_scales[j], sums[j], product, rest);
-    value.add(product);
-    value.add(rest);
-    high[j] = value.high;
-    low[j] = value.low;
-    error[j] = value.error;
+void gemm_add_segment(const double* sums, std::size_t rows, const double* column_scales,
+                      double scale, double* high, double* low) {
+  double factors[kPanelColumns];
+  for (std::size_t j = 0; j < kPanelColumns; ++j) factors[j] = scale * column_scales[j];
+  for (std::size_t row = 0; row < rows; ++row, sums += kPanelColumns) {
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      double product;
+      double rest;
+      gemm_two_product(factors[j], sums[j], product, rest);
+      double sum;
+      double carry;
+      gemm_two_sum(high[j], product, sum, carry);
+      high[j] = sum;
+      low[j] += carry + rest;
+    }
   }
+}
+
+/// Finite sums that are the results but for their rounding.
+bool gemm_is_bare(const moeref::simd::FinishTerms& terms, const moeref::simd::OutputType& type) {
+  if (type.precision != 24 || terms.low != nullptr || terms.error != nullptr ||
+      terms.column_scales != nullptr || terms.row_scale != 1.0 || terms.multiplier_count != 0 ||
+      terms.divisor_count != 0 || terms.addends[0] != nullptr || terms.addends[1] != nullptr) {
+    return false;
+  }
+  std::uint64_t infinite = 0;
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    infinite |= gemm_size(terms.high[j]) <= 0x1.fffffffffffffp1023 ? 0u : 1u;
+  }
+  return infinite == 0;
 }
 
 std::uint32_t gemm_finish(const moeref::simd::FinishTerms& terms,
                           const moeref::simd::OutputType& type, float* out) {
+  if (gemm_is_bare(terms, type)) {
+    for (std::size_t j = 0; j < kPanelColumns; ++j)
+      out[j] = static_cast<float>(terms.high[j] + 0.0);
+    return 0;
+  }
   double high[kPanelColumns];
   double low[kPanelColumns];
   double error[kPanelColumns];
@@ -219,40 +249,42 @@ std::uint32_t gemm_finish(const moeref::simd::FinishTerms& terms,
 void gemm_window(const double* values, std::size_t count, double* lowest, double* largest,
                  double* sum, double* squares) {
   constexpr std::size_t kSums = 8;
-  const double infinity = gemm_double(0x7FFull << 52);
-  double low[kSums];
-  double high[kSums] = {};
+  // Sizes as integers, which have the same order, so that the compiler sees no branches.
+  constexpr std::int64_t kInfinity = 0x7FFll << 52;
+  std::int64_t low[kSums];
+  std::int64_t high[kSums] = {};
   double sums[kSums] = {};
   double square_sums[kSums] = {};
-  for (double& value : low) value = infinity;
+  for (std::int64_t& value : low) value = kInfinity;
   const auto take = [&](double value, std::size_t j) {
-    const double size = gemm_size(value);
-    const std::uint64_t bits = gemm_bits(size);
+    const std::int64_t size = __builtin_bit_cast(std::int64_t, value) & 0x7FFF'FFFF'FFFF'FFFF;
     // Without its lowest bit, unless that is the leading one: the difference is exact.
-    const double rest = gemm_double((bits & (bits - 1)));
-    const bool leading = (bits & ((1ull << 52) - 1)) == 0;
-    const double bit = leading ? size : size - rest;
-    const double counted = size == 0.0 ? infinity : bit;
+    const std::int64_t rest = size & (size - 1);
+    const double number = __builtin_bit_cast(double, size);
+    const double difference = number - __builtin_bit_cast(double, rest);
+    const bool leading = (size & ((1ll << 52) - 1)) == 0;
+    const std::int64_t bit = leading ? size : __builtin_bit_cast(std::int64_t, difference);
+    const std::int64_t counted = size == 0 ? kInfinity : bit;
     low[j] = counted < low[j] ? counted : low[j];
     high[j] = size > high[j] ? size : high[j];
-    sums[j] += size;
-    square_sums[j] += size * size;
+    sums[j] += number;
+    square_sums[j] += number * number;
   };
   std::size_t i = 0;
   for (; i + kSums <= count; i += kSums) {
     for (std::size_t j = 0; j < kSums; ++j) take(values[i + j], j);
   }
   for (std::size_t j = 0; i < count; ++i, ++j) take(values[i], j);
-  *lowest = infinity;
-  *largest = 0.0;
-  *sum = 0.0;
-  *squares = 0.0;
-  for (std::size_t j = 0; j < kSums; ++j) {
-    *lowest = low[j] < *lowest ? low[j] : *lowest;
-    *largest = high[j] > *largest ? high[j] : *largest;
+  *sum = sums[0];
+  *squares = square_sums[0];
+  for (std::size_t j = 1; j < kSums; ++j) {
+    low[0] = low[j] < low[0] ? low[j] : low[0];
+    high[0] = high[j] > high[0] ? high[j] : high[0];
     *sum += sums[j];
     *squares += square_sums[j];
   }
+  *lowest = __builtin_bit_cast(double, low[0]);
+  *largest = __builtin_bit_cast(double, high[0]);
 }
 
 }  // namespace

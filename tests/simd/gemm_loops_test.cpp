@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/exact/dyadic.hpp"
 #include "engine/exact/linear_form.hpp"
+#include "engine/sum_bounds.hpp"
 #include "quant/formats.hpp"
 #include "quant/row_decoder.hpp"
 #include "simd/kernels.hpp"
@@ -453,44 +455,56 @@ TEST_P(GemmLoops, RoundTheExactValueOnceOrSayThatTheyCannot) {
   EXPECT_GT(undecided, 0);
 }
 
-TEST_P(GemmLoops, AddSegmentsWithAllThatTheyDrop) {
+TEST_P(GemmLoops, AddSegmentsWithinTheirBound) {
   std::mt19937_64 random(5);
-  for (int round = 0; round < 500; ++round) {
-    std::vector<double> high[2], low[2], error[2];
+  int exact_ones = 0;
+  int rounded_ones = 0;
+  for (int round = 0; round < 600; ++round) {
+    // Of few bits, so that nothing is rounded; or of all, some of them far apart.
+    const bool few_bits = round % 3 == 0;
+    const int exponents = round % 3 == 1 ? 4 : 40;
+    std::vector<double> high[2], low[2];
     for (int side = 0; side < 2; ++side) {
-      for (auto* values : {&high[side], &low[side], &error[side]}) {
-        values->assign(kPanelColumns, 0.0);
-      }
+      high[side].assign(kPanelColumns, 0.0);
+      low[side].assign(kPanelColumns, 0.0);
     }
-    std::vector<exact::LinearForm> forms(kPanelColumns);
-    for (int segment = 0; segment < 5; ++segment) {
+    std::vector<exact::Dyadic> sums_of(kPanelColumns);
+    std::vector<double> totals(kPanelColumns, 0.0);
+    std::vector<int> lowest(kPanelColumns, 4000);
+    const int segments = 1 + round % 60;
+    for (int segment = 0; segment < segments; ++segment) {
       std::vector<double> sums(kPanelColumns), scales(kPanelColumns);
-      const double scale = static_cast<double>(random_float(random, 10));
+      const double scale = static_cast<double>(few_bits ? 1.5f : random_float(random, 10));
       for (std::size_t j = 0; j < kPanelColumns; ++j) {
-        sums[j] = random_double(random, 40);
-        scales[j] = static_cast<double>(random_float(random, 10));
-        forms[j].add_product(scale * scales[j], sums[j]);
+        sums[j] = few_bits ? static_cast<double>(random() >> 24) : random_double(random, exponents);
+        scales[j] = static_cast<double>(few_bits ? 0.75f : random_float(random, 10));
+        const exact::Dyadic product =
+            exact::Dyadic(scale) * exact::Dyadic(scales[j]) * exact::Dyadic(sums[j]);
+        if (product.is_zero()) continue;
+        sums_of[j] += product;
+        totals[j] += std::fabs(scale * scales[j] * sums[j]) * (1.0 + 0x1p-40);
+        lowest[j] = std::min(lowest[j], static_cast<int>(product.lowest_exponent()));
       }
-      loops().add_segment(sums.data(), scales.data(), scale, high[0].data(), low[0].data(),
-                          error[0].data());
-      scalar().add_segment(sums.data(), scales.data(), scale, high[1].data(), low[1].data(),
-                           error[1].data());
+      loops().add_segment(sums.data(), 1, scales.data(), scale, high[0].data(), low[0].data());
+      scalar().add_segment(sums.data(), 1, scales.data(), scale, high[1].data(), low[1].data());
     }
     EXPECT_EQ(high[0], high[1]);
     EXPECT_EQ(low[0], low[1]);
-    EXPECT_EQ(error[0], error[1]);
-    simd::FinishTerms terms;
-    terms.high = high[0].data();
-    terms.low = low[0].data();
-    terms.error = error[0].data();
-    float out[kPanelColumns];
-    const std::uint32_t doubts = loops().finish(terms, {24, -126, 127}, out);
     for (std::size_t j = 0; j < kPanelColumns; ++j) {
-      if ((doubts >> j & 1) == 0) {
-        EXPECT_EQ(out[j], forms[j].round_by_integers(Format::f32));
+      const exact::Dyadic lack =
+          sums_of[j] - (exact::Dyadic(high[0][j]) + exact::Dyadic(low[0][j]));
+      const double bound = fold_bound(segments, totals[j], lowest[j]);
+      if (bound == 0.0) {
+        EXPECT_TRUE(lack.is_zero());
+        ++exact_ones;
+        continue;
       }
+      ++rounded_ones;
+      EXPECT_FALSE(exact::Dyadic(bound) < lack.absolute());
     }
   }
+  EXPECT_GT(exact_ones, 1000);
+  EXPECT_GT(rounded_ones, 1000);
 }
 
 }  // namespace
