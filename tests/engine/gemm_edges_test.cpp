@@ -5,6 +5,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -282,6 +284,87 @@ TEST_P(EveryIsa, GivesTheBiasWhereThereAreNoColumns) {
   std::vector<float> out(2);
   gemm(GemmInput(x, all_rows(x)), f32_matrix("w", values, 2, 0), epilogue, out.data(), 2, 1);
   EXPECT_EQ(out, (std::vector<float>{5.0f, 6.0f}));
+}
+
+TEST_P(EveryIsa, TakesRandomShapesOnAnyNumberOfThreads) {
+  std::mt19937_64 random(11);
+  for (int trial = 0; trial < 60; ++trial) {
+    const auto pick = [&](std::int64_t most) {
+      return 1 + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(most));
+    };
+    // One row and two have ways of their own.
+    const std::int64_t rows = trial % 3 == 0 ? pick(3) : pick(40);
+    const std::int64_t columns = pick(90);
+    const std::int64_t depth = pick(trial % 4 == 0 ? 2300 : 300);
+    const Scheme left = testing::kAllSchemes[random() % std::size(testing::kAllSchemes)];
+    const Scheme right = trial % 2 == 0
+                             ? (trial % 4 == 0 ? Scheme::mxfp4 : Scheme::nvfp4_divided)
+                             : testing::kAllSchemes[random() % std::size(testing::kAllSchemes)];
+    const Spread spread = random() % 2 == 0 ? Spread::tame : Spread::wide;
+    const OwnedMatrix x = random_matrix(left, spread, rows, depth, random);
+    const OwnedMatrix w = random_matrix(right, Spread::tame, columns, depth, random);
+    SCOPED_TRACE(trial);
+    constexpr int kThreads[] = {1, 2, 7};
+    expect_exact(x.matrix, w.matrix, kThreads[trial % 3]);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(EveryIsa, SumsByF64WhereWholeNumbersLeaveManyBlocksOut) {
+  std::mt19937_64 random(12);
+  for (const std::int64_t rows : {1, 5, 20}) {
+    for (const int many : {1, 3, 100}) {  // of 100 blocks
+      std::vector<float> x(static_cast<std::size_t>(rows) * 3200, 1.0f);
+      for (std::size_t block = 0; block < x.size() / 32; ++block) {
+        if (static_cast<int>(random() % 100) < many)
+          x[32 * block + random() % 32] = 0x1.000002p-45f;
+      }
+      const OwnedMatrix w = random_matrix(Scheme::mxfp4, Spread::tame, 21, 3200, random);
+      expect_exact(f32_matrix("x", x.data(), rows, 3200), w.matrix);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(EveryIsa, EstimatesKnowWhatAChainOfAdditionsLoses) {
+  // In f64 every small term is lost: less than half an ulp each, together enough to pass the middle
+  // between two f32 numbers.
+  constexpr std::int64_t kRows = 8;
+  constexpr std::int64_t kCols = 128;
+  std::vector<float> x(kRows * kCols, 0x1.ffcp-54f);
+  const std::vector<std::uint16_t> ones(16 * kCols, bf16(1.0f));
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    float* values = x.data() + row * kCols;
+    values[0] = 1.0f;
+    values[1] = 0x1p-24f;   // the middle
+    values[2] = -0x1p-48f;  // 32 halves of an ulp below it
+  }
+  ScaledMatrix w = f32_matrix("w", nullptr, 16, kCols);
+  w.codes.data = reinterpret_cast<const std::byte*>(ones.data());
+  w.codes.format = Format::bf16;
+  expect_exact(f32_matrix("x", x.data(), kRows, kCols), w);
+}
+
+TEST_P(EveryIsa, TakesChosenRowsOfThosePreparedOnce) {
+  std::mt19937_64 random(13);
+  for (const Scheme scheme : {Scheme::mxfp4, Scheme::nvfp4_multiplied, Scheme::e4m3_block128}) {
+    const OwnedMatrix x = random_matrix(Scheme::bf16, Spread::tame, 12, 300, random);
+    const OwnedMatrix w = random_matrix(scheme, Spread::tame, 33, 300, random);
+    const auto prepared =
+        std::make_shared<const PreparedRows>(x.matrix, all_rows(x.matrix), /*threads=*/2);
+    std::vector<float> whole(12 * 33);
+    gemm(GemmInput(x.matrix, all_rows(x.matrix)), w.matrix, {}, whole.data(), 33, 1);
+    for (const std::vector<std::int64_t>& chosen :
+         {std::vector<std::int64_t>{7}, {11, 0, 0}, {3, 2, 1, 0, 4, 5, 6, 7, 8, 9, 10, 3}}) {
+      std::vector<float> some(chosen.size() * 33);
+      gemm(GemmInput(prepared, chosen), w.matrix, {}, some.data(), 33, 1);
+      for (std::size_t i = 0; i < chosen.size(); ++i) {
+        for (std::size_t n = 0; n < 33; ++n) {
+          EXPECT_EQ(some[i * 33 + n], whole[static_cast<std::size_t>(chosen[i]) * 33 + n]);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace
