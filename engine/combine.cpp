@@ -7,7 +7,10 @@
 
 #include "engine/exact/linear_form.hpp"
 #include "engine/exact/rounding.hpp"
+#include "engine/gemm_problem.hpp"
 #include "engine/kernel_rounding.hpp"
+#include "engine/prepared_rows.hpp"
+#include "engine/sum_bounds.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/error.hpp"
 #include "quant/gpu/functions.hpp"
@@ -55,6 +58,7 @@ struct Scratch {
   std::vector<float> residual;  ///< [width]
   std::vector<float> out;       ///< [width]
   std::vector<float> slots;     ///< [power of two]
+  std::vector<double> wide;     ///< [width]
 };
 
 /// The f32 operations of a kernel, with or without flush.
@@ -122,6 +126,49 @@ class Column {
                                : static_cast<float>(ieee);
   }
 
+  /// The same of all columns: some side by side in two f64 numbers each; what those leave in doubt,
+  /// one by one.
+  void exact_row(std::span<float> out) {
+    const simd::GemmKernels& kernels = *chosen_kernels().gemm;
+    const std::size_t width = out.size();
+    const double error = row_bound(width, kernels);
+    const double scaling = numerics_.scaling == ScalingPoint::in_sum ? inputs_.scaling : 1.0;
+    const std::vector<double> ones(simd::kPanelColumns, 1.0);
+    for (std::size_t first = 0; first < width; first += simd::kPanelColumns) {
+      const std::size_t columns = std::min(simd::kPanelColumns, width - first);
+      double high[simd::kPanelColumns] = {};
+      double low[simd::kPanelColumns] = {};
+      double errors[simd::kPanelColumns];
+      double values[simd::kPanelColumns] = {};
+      const auto add = [&](std::size_t i, const std::vector<float>& from) {
+        std::copy_n(from.data() + i * width + first, columns, values);
+        kernels.add_segment(values, 1, ones.data(), terms_[i].weight, high, low);
+      };
+      for (std::size_t i = 0; i < terms_.size(); ++i) {
+        add(i, scratch_.y);
+        if (terms_[i].bias) add(i, scratch_.bias);
+      }
+      std::fill_n(errors, simd::kPanelColumns, error);
+      double residual[simd::kPanelColumns] = {};
+      simd::FinishTerms terms;
+      terms.high = high;
+      terms.low = low;
+      terms.error = errors;
+      terms.multipliers = &scaling;
+      terms.multiplier_count = scaling == 1.0 ? 0 : 1;
+      if (inputs_.residual != nullptr) {
+        std::copy_n(scratch_.residual.data() + first, columns, residual);
+        terms.addends[0] = residual;
+      }
+      float results[simd::kPanelColumns];
+      const std::uint32_t doubts = kernels.finish(terms, output_type(output_), results);
+      for (std::size_t j = 0; j < columns; ++j) {
+        out[first + j] =
+            (doubts >> j & 1) == 0 ? results[j] : exact(static_cast<std::int64_t>(first + j));
+      }
+    }
+  }
+
   float weighted_fma(std::int64_t col) const {
     float sum = 0.0f;
     for (std::size_t i = 0; i < terms_.size(); ++i) {
@@ -172,6 +219,30 @@ class Column {
   float bias(std::size_t i, std::int64_t col) const {
     return scratch_.bias[i * to_size(inputs_.gemm2.cols()) + to_size(col)];
   }
+  /// What the folded sums of a row lack at most; infinity if one of its numbers is not finite.
+  double row_bound(std::size_t width, const simd::GemmKernels& kernels) {
+    double total = 0.0;
+    int lowest = RowReach::kNoBits;
+    std::int64_t count = 0;
+    const auto add = [&](std::size_t i, const std::vector<float>& from) {
+      scratch_.wide.assign(from.begin() + static_cast<std::ptrdiff_t>(i * width),
+                           from.begin() + static_cast<std::ptrdiff_t>((i + 1) * width));
+      const Window window = window_of(scratch_.wide, kernels);
+      const double weight = std::fabs(static_cast<double>(terms_[i].weight));
+      ++count;
+      if (window.empty || weight == 0.0) return;
+      total += std::ldexp(weight, window.largest) * (1.0 + 0x1p-30);
+      if (std::isfinite(total)) {
+        lowest = std::min(lowest, window.lowest + lowest_exponent(weight));
+      }
+    };
+    for (std::size_t i = 0; i < terms_.size(); ++i) {
+      add(i, scratch_.y);
+      if (terms_[i].bias) add(i, scratch_.bias);
+    }
+    return fold_bound(count, total, lowest);
+  }
+
   /// Of the slot number k of the token, +0 if it has no expert here.
   float slot_value(std::size_t k, std::int64_t col) const {
     for (std::size_t i = 0; i < terms_.size(); ++i) {
@@ -236,12 +307,14 @@ Rows combine(const CombineNumerics& numerics, NumericsLevel level, const Combine
     read_slots(inputs, terms, token, scratch);
     Column column(numerics, step, inputs, terms, scratch);
     scratch.out.resize(to_size(width));
+    const bool by_rows = exact && !stepwise;
+    if (by_rows) column.exact_row(scratch.out);
     for (std::int64_t col = 0; col < width; ++col) {
       float value = 0.0f;
-      if (stepwise) {
+      if (by_rows) {
+        value = scratch.out[to_size(col)];
+      } else if (stepwise) {
         value = column.running(col, numerics.form == CombineForm::running);
-      } else if (exact) {
-        value = column.exact(col);
       } else if (numerics.form == CombineForm::weighted_fma) {
         value = column.weighted_fma(col);
       } else if (numerics.form == CombineForm::folded_sum) {

@@ -409,10 +409,12 @@ class PanelJob {
         terms.error = error;
       }
     }
-    float values[simd::kPanelColumns];
-    const std::uint32_t doubts = problem_.kernels.gemm->finish(terms, output_type(), values);
     float* out = out_ + row * out_stride_ + panel.survey.first;
-    std::copy_n(values, columns, out);
+    float values[simd::kPanelColumns];  // of a last panel, which may have fewer
+    const bool whole = columns == kPanelColumns;
+    const std::uint32_t doubts = problem_.kernels.gemm->finish(
+        terms, output_type(problem_.epilogue.output), whole ? out : values);
+    if (!whole) std::copy_n(values, columns, out);
     if (finite && proved && doubts == 0) {
       statistics_.one_sum += columns;
       return;
@@ -437,17 +439,6 @@ class PanelJob {
     return problem_.x.is_finite(row) && problem_.tails[to_size(row)].finite &&
            panel.survey.finite[to_size(j)] != 0 && std::isfinite(panel.bias[to_size(j)]) &&
            std::isfinite(residual);
-  }
-
-  simd::OutputType output_type() const {
-    switch (problem_.epilogue.output) {
-      case Format::bf16:
-        return {8, -126, 127};
-      case Format::f16:
-        return {11, -14, 15};
-      default:
-        return {24, -126, 127};
-    }
   }
 
   std::int64_t& counter(const Panel& panel, std::int64_t row, bool estimated) {

@@ -45,6 +45,17 @@ RowReach reach_of(const GemmProblem& problem, std::int64_t row) {
 
 }  // namespace
 
+simd::OutputType output_type(Format output) {
+  switch (output) {
+    case Format::bf16:
+      return {8, -126, 127};
+    case Format::f16:
+      return {11, -14, 15};
+    default:
+      return {24, -126, 127};
+  }
+}
+
 bool has_short_significands(const ScaledMatrix& matrix) {
   constexpr int kShort = 12;
   const bool narrow = matrix.scales && !has_wide_scales(matrix);

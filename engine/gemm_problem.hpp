@@ -73,6 +73,9 @@ struct GemmProblem {
 GemmProblem describe_gemm(const GemmInput& x, const ScaledMatrix& weight,
                           const GemmEpilogue& epilogue, int threads);
 
+/// The type that outputs are rounded to: f32, bf16 or f16.
+simd::OutputType output_type(Format output);
+
 /// Sums of short significands often lie on midpoints of the output type, where no estimate decides.
 bool has_short_significands(const ScaledMatrix& matrix);
 
