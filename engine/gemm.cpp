@@ -26,16 +26,15 @@ namespace {
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-/// Additions that a product goes through in a sum of `terms`: in f64 sums those of a chunk, in one
-/// chain or in some, and one a chunk; in sums of whole numbers, exact inside a block, two roundings
-/// a block, or those inside one that is left out.
+/// Additions that a product goes through in a sum of `terms`, at most: in f64 sums those of a
+/// chunk, in one chain or in some, and one a chunk; in sums of whole numbers, exact inside a block,
+/// two roundings a block and those inside one that is left out. A GEMM can have both.
 std::int64_t additions(const GemmProblem& problem, std::int64_t terms) {
-  if (problem.sliced.empty()) {
-    constexpr std::int64_t kChains = 8;
-    return std::min(terms, kDepthChunk) + kChains + terms / kDepthChunk + 1;
-  }
+  constexpr std::int64_t kChains = 8;
+  const std::int64_t of_chunks = std::min(terms, kDepthChunk) + kChains + terms / kDepthChunk + 1;
+  if (problem.sliced.empty()) return of_chunks;
   const std::int64_t cols = problem.sliced.front().block_cols();
-  return cols + 2 * (terms / cols + 1);
+  return std::max(of_chunks, cols + 2 * (terms / cols + 1));
 }
 
 /// One panel of the result on its way.
@@ -89,6 +88,9 @@ struct Scratch {
 /// passes over them.
 constexpr std::int64_t kMostPanels = 16;
 
+/// Panels whose sums of whole numbers read a row's digits once.
+constexpr auto kPanelsOfRow = static_cast<std::int64_t>(simd::kSlicePanels);
+
 /// Some panels of the result.
 class PanelJob {
  public:
@@ -104,11 +106,14 @@ class PanelJob {
     constexpr std::size_t kMostCuts = 4;
     if (scratch_.parts.size() > kMostCuts) scratch_.parts.clear();
     scratch_.panels.resize(to_size(kMostPanels));
-    // Few activations stay in the second cache as a whole: then each weight row is read in one go.
+    // Few activations stay in the second cache as a whole: then weight rows are read in one go.
     constexpr std::int64_t kCached = 32768;
     const bool few = problem_.x.count() * problem_.depth() <= kCached;
+    const std::int64_t at_once = !reader.reads_any_panel() || is_decoded_on_the_way() ? 1
+                                 : few                                                ? kPanelsOfRow
+                                                                                      : count;
     for (std::int64_t done = 0; done < count;) {
-      const std::int64_t step = reader.reads_any_panel() && !few ? count : 1;
+      const std::int64_t step = std::min(at_once, count - done);
       const std::span<Panel> panels(scratch_.panels.data(), to_size(step));
       for (std::int64_t i = 0; i < step; ++i) {
         prepare(panels[to_size(i)], (first + done + i) * kPanelColumns);
@@ -216,6 +221,12 @@ class PanelJob {
     }
   }
 
+  /// So few rows that weights are decoded once for each rather than stored and loaded.
+  bool is_decoded_on_the_way() const {
+    constexpr std::int64_t kFewRows = 2;
+    return !problem_.sliced.empty() && problem_.x.count() <= kFewRows;
+  }
+
   bool is_sliced(const Panel& panel) const {
     return !problem_.sliced.empty() && panel.parts == nullptr;
   }
@@ -233,8 +244,7 @@ class PanelJob {
     const std::size_t steps = to_size(problem_.sliced.front().block_cols()) / simd::kSliceStep;
     WeightReader& reader = *scratch_.reader;
     const simd::SliceKernels& kernels = *problem_.kernels.slices;
-    constexpr std::int64_t kFewRows = 2;  // decode twice rather than store and load
-    if (problem_.x.count() <= kFewRows) {
+    if (is_decoded_on_the_way()) {
       for (Panel& panel : panels.first(count)) {
         const WeightReader::CodedSlices slices = reader.slice_codes(panel.survey, k, depth);
         for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
