@@ -70,15 +70,31 @@ double run_narrow() {
 }
 #endif
 
+double run_scalar() {
+  double chains[kChains];
+  for (double& chain : chains) chain = 1.0;
+  double factor = 1.0 + 0x1p-40;
+  benchmark::DoNotOptimize(factor);
+  for (long step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) {
+      chains[i] = chains[i] * factor + factor;
+      benchmark::DoNotOptimize(chains[i]);  // not side by side
+    }
+  }
+  return 2.0 * kSteps * kChains;
+}
+
 }  // namespace
 
 double fma_flops(std::string_view isa) {
-  double (*run)() = run_narrow;
+  double (*run)() = run_scalar;
 #if defined(__x86_64__)
+  if (isa == "sse42") run = run_narrow;
   if (isa == "avx2") run = run_avx2;
   if (isa.starts_with("avx512")) run = run_avx512;
-#else
-  static_cast<void>(isa);
+#elif defined(__aarch64__)
+  if (isa == "neon") run = run_narrow;
 #endif
   const auto begin = std::chrono::steady_clock::now();
   const double flops = run();

@@ -142,7 +142,8 @@ class Column {
       double values[simd::kPanelColumns] = {};
       const auto add = [&](std::size_t i, const std::vector<float>& from) {
         std::copy_n(from.data() + i * width + first, columns, values);
-        kernels.add_segment(values, 1, ones.data(), terms_[i].weight, high, low);
+        const double weight = terms_[i].weight;
+        kernels.add_segment(values, 1, ones.data(), &weight, high, low);
       };
       for (std::size_t i = 0; i < terms_.size(); ++i) {
         add(i, scratch_.y);
@@ -231,7 +232,8 @@ class Column {
       const double weight = std::fabs(static_cast<double>(terms_[i].weight));
       ++count;
       if (window.empty || weight == 0.0) return;
-      total += std::ldexp(weight, window.largest) * (1.0 + 0x1p-30);
+      constexpr int kLargest = 128;  // of finite f32 numbers
+      total += window.largest > kLargest ? HUGE_VAL : std::ldexp(weight, window.largest);
       if (std::isfinite(total)) {
         lowest = std::min(lowest, window.lowest + lowest_exponent(weight));
       }
@@ -240,7 +242,7 @@ class Column {
       add(i, scratch_.y);
       if (terms_[i].bias) add(i, scratch_.bias);
     }
-    return fold_bound(count, total, lowest);
+    return fold_bound(count, total * (1.0 + 0x1p-30), lowest);
   }
 
   /// Of the slot number k of the token, +0 if it has no expert here.

@@ -81,6 +81,7 @@ struct Scratch {
   std::vector<Panel> panels;
   std::map<int, RowParts> parts;  ///< by room: neighbouring panels mostly share a few
   std::vector<double> weight_row;
+  std::vector<double> x_scales;  ///< of all rows in one segment
   exact::LinearForm form;
 };
 
@@ -316,15 +317,26 @@ class PanelJob {
   /// The sums of a segment, times the f32 scales of that segment, to the outputs.
   void fold(Panel& panel, std::int64_t s) {
     const double* scales = panel.survey.scales.data() + s * kPanelColumns;
+    std::vector<double>& x_scales = scratch_.x_scales;
+    x_scales.clear();
     for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-      const std::int64_t part = part_begin(panel, row);
-      const double scale = problem_.x_scale(row, s);
-      problem_.kernels.gemm->add_segment(panel.sums.data() + part * kPanelColumns,
-                                         to_size(part_begin(panel, row + 1) - part), scales, scale,
-                                         panel.high.data() + row * kPanelColumns,
-                                         panel.low.data() + row * kPanelColumns);
+      x_scales.push_back(problem_.x_scale(row, s));
+    }
+    const auto add = [&](std::int64_t first_part, std::size_t rows, std::int64_t first_row) {
+      problem_.kernels.gemm->add_segment(panel.sums.data() + first_part * kPanelColumns, rows,
+                                         scales, x_scales.data() + first_row,
+                                         panel.high.data() + first_row * kPanelColumns,
+                                         panel.low.data() + first_row * kPanelColumns);
+    };
+    if (panel.parts == nullptr) add(0, x_scales.size(), 0);
+    for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+      for (std::int64_t part = part_begin(panel, row);
+           panel.parts != nullptr && part < part_begin(panel, row + 1); ++part) {
+        add(part, 1, row);
+      }
       if (is_proved(panel, row)) continue;
-      add_estimates(panel, row, s, scale, scales, panel.error.data() + row * kPanelColumns);
+      add_estimates(panel, row, s, x_scales[to_size(row)], scales,
+                    panel.error.data() + row * kPanelColumns);
     }
   }
 

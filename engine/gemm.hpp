@@ -59,18 +59,19 @@ struct GemmStatistics {
   GemmStatistics& operator+=(const GemmStatistics& other);
 };
 
-/// out[i * out_stride + n] = RN( weight_i * (factor * scale_i * dot(x_i, w_n) + bias_n) +
-/// residual_in
-/// ), one rounding of the exact value, where the operands are the exact values of their codes and
-/// all their scales. An exactly zero result is +0. If an operand of a dot is NaN or infinite, the
-/// class of the result is that of the IEEE sum: NaN (0x7FC00000), +inf or -inf, in any order.
+/// out[i * out_stride + n] = RN(weight_i * (factor * scale_i * dot(x_i, w_n) + bias_n) +
+/// residual_in), one rounding of the exact value, where the operands are the exact values of their
+/// codes and all their scales. An exactly zero result is +0. If an operand of a dot is NaN or
+/// infinite, the class of the result is that of the IEEE sum: NaN (0x7FC00000), +inf or -inf, in
+/// any order.
 ///
-/// Inside a segment of K (one f32 scale) the products are summed in f64. The window proof (sum |a|
-/// * max |w| <= 2^53 * lowest bit of a * lowest bit of w) makes that sum exact in any order. Where
-/// it fails for activations of few bits, whose sums often lie on midpoints, the row is cut by
-/// magnitude into parts for which it holds. Else the sum is an estimate with a bound of its error;
-/// if the bound leaves a doubt, the output is summed again, exactly. Error: sizes of the operands
-/// that disagree; storage that cannot be (`check_storage`).
+/// Inside a segment of K (one f32 scale) the products are summed in f64, of E2M1 weights in whole
+/// numbers block by block and the blocks in f64. The window proof (sum |a| * max |w| <= 2^53 *
+/// lowest bit of a * lowest bit of w) makes that sum exact in any order. Where it fails for
+/// activations of few bits, whose sums often lie on midpoints, the row is cut by magnitude into
+/// parts for which it holds. Else the sum is an estimate with a bound of its error; if the bound
+/// leaves a doubt, the output is summed again, exactly. Error: sizes of the operands that disagree;
+/// storage that cannot be (`check_storage`).
 void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& epilogue, float* out,
           std::int64_t out_stride, int threads, GemmStatistics* statistics = nullptr);
 

@@ -1,4 +1,5 @@
 #include <numeric>
+#include <utility>
 
 #include "engine/gemm.hpp"
 #include "quant/parallel.hpp"
@@ -17,11 +18,11 @@ GemmInput::GemmInput(std::shared_ptr<const PreparedRows> prepared,
 const PackedRows& GemmInput::packed(int threads) const {
   if (packed_) return *packed_;
   const auto row_block = static_cast<std::int64_t>(chosen_kernels().gemm->row_block);
-  packed_.emplace(count(), matrix().cols, row_block);
+  PackedRows made(count(), matrix().cols, row_block);
   struct NoScratch {};
   parallel_for<NoScratch>(count(), threads,
-                          [&](std::int64_t row, NoScratch&) { packed_->put(row, values(row)); });
-  return *packed_;
+                          [&](std::int64_t row, NoScratch&) { made.put(row, values(row)); });
+  return packed_.emplace(std::move(made));
 }
 
 }  // namespace moeref

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "quant/error.hpp"
 #include "quant/parallel.hpp"
@@ -29,7 +30,6 @@ PreparedRows::PreparedRows(const ScaledMatrix& matrix, std::span<const std::int6
                            int threads)
     : matrix_(matrix),
       rows_(rows.begin(), rows.end()),
-      kernels_(chosen_kernels()),
       values_(rows.size() * to_size(matrix.cols)),
       finite_(rows.size()) {
   const simd::DefaultFloatEnvironment environment;
@@ -50,9 +50,10 @@ const PreparedRows::Measured& PreparedRows::measured(std::span<const std::int64_
                               measured_->bounds.end())) {
     return *measured_;
   }
-  Measured& made = measured_.emplace();
+  Measured made;
   made.bounds.assign(bounds.begin(), bounds.end());
   const std::int64_t segments = std::ssize(bounds) - 1;
+  const simd::GemmKernels& kernels = *chosen_kernels().gemm;
   made.windows.resize(to_size(count() * segments));
   made.scales.resize(made.windows.size());
   parallel_for<NoScratch>(count(), threads, [&](std::int64_t i, NoScratch&) {
@@ -61,25 +62,25 @@ const PreparedRows::Measured& PreparedRows::measured(std::span<const std::int64_
       const std::size_t at = to_size(i * segments + s);
       made.scales[at] = wide_scale(matrix_, rows_[to_size(i)], begin);
       if (!is_finite(i)) continue;
-      made.windows[at] =
-          window_of(values(i).subspan(to_size(begin), to_size(bounds[to_size(s + 1)] - begin)),
-                    *kernels_.gemm);
+      made.windows[at] = window_of(
+          values(i).subspan(to_size(begin), to_size(bounds[to_size(s + 1)] - begin)), kernels);
     }
   });
-  return made;
+  return measured_.emplace(std::move(made));
 }
 
 std::span<const SlicedRow> PreparedRows::sliced(std::int64_t block_cols, int threads) const {
   if (sliced_.empty() || sliced_.front().block_cols() != block_cols) {
-    sliced_.assign(to_size(count()), SlicedRow());
+    std::vector<SlicedRow> made(to_size(count()));
+    const simd::SliceKernels& kernels = *chosen_kernels().slices;
     struct Scratch {
       std::vector<double> zeros;
     };
     parallel_for<Scratch>(count(), threads, [&](std::int64_t i, Scratch& scratch) {
       scratch.zeros.resize(to_size(matrix_.cols));
-      sliced_[to_size(i)] =
-          SlicedRow(is_finite(i) ? values(i) : scratch.zeros, block_cols, *kernels_.slices);
+      made[to_size(i)] = SlicedRow(is_finite(i) ? values(i) : scratch.zeros, block_cols, kernels);
     });
+    sliced_ = std::move(made);
   }
   return sliced_;
 }

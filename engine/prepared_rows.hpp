@@ -48,7 +48,6 @@ class PreparedRows {
  private:
   ScaledMatrix matrix_;
   std::vector<std::int64_t> rows_;
-  const simd::KernelTable& kernels_;
   AlignedVector<double> values_;  ///< [rows, cols]
   std::vector<char> finite_;
   mutable std::optional<Measured> measured_;

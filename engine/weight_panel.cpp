@@ -114,7 +114,8 @@ WeightReader::WeightReader(const ScaledMatrix& matrix, std::span<const std::int6
   if (narrow_scales_) {
     scale_type_ = *panel_code(matrix.scales->format);
     scale_bytes_ = info(matrix.scales->format).bits / 8;
-    scale_blocks_ = (scale_offset(matrix) + matrix.cols - 1) / matrix.scales->block_cols + 1;
+    const std::int64_t end = scale_offset(matrix) + matrix.cols;
+    scale_blocks_ = matrix.cols == 0 ? 0 : (end - 1) / matrix.scales->block_cols + 1;
   }
   tail_.resize(simd::kPanelColumns * simd::kCodeUnit);
   slice_cols_ = slice_columns(matrix);

@@ -85,10 +85,10 @@ struct GemmKernels {
   /// the rounded sums of the sizes and of the squares, in one order everywhere.
   void (*window)(const double* values, std::size_t count, double* lowest, double* largest,
                  double* sum, double* squares);
-  /// high + low += scale * column_scales * each row of sums [rows, kPanelColumns]; scale *
+  /// high + low += row_scales * column_scales * sums, each [rows, kPanelColumns]; row_scales *
   /// column_scales of at most 53 bits. Nothing but two additions to low is rounded.
   void (*add_segment)(const double* sums, std::size_t rows, const double* column_scales,
-                      double scale, double* high, double* low);
+                      const double* row_scales, double* high, double* low);
   /// out[j]: the terms of column j rounded once, as f32. Gives the columns (a bit each) that it
   /// cannot decide; their out is not to be used.
   std::uint32_t (*finish)(const FinishTerms& terms, const OutputType& type, float* out);

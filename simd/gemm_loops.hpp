@@ -50,10 +50,10 @@ struct GemmTracked {
   double low;
   double error;
 
-  // The rests of numbers below are no f64 numbers any more.
-  void check_range() {
+  // The rest of a product or quotient so small, of numbers other than zero, is no f64 number.
+  void check_range(bool counts, double result) {
     constexpr double kSmallest = 0x1p-900;
-    if (gemm_size(high) < kSmallest && high != 0.0) error = __builtin_inf();
+    if (counts && gemm_size(result) < kSmallest) error = __builtin_inf();
   }
 
   // Rounded sums of non-negative numbers: a relative 2^-50 above covers every rounding.
@@ -68,6 +68,7 @@ struct GemmTracked {
   }
 
   void multiply(double factor) {
+    const bool counts = high != 0.0 && factor != 0.0;
     double product;
     double product_rest;
     gemm_two_product(high, factor, product, product_rest);
@@ -80,10 +81,11 @@ struct GemmTracked {
     widen(gemm_size(dropped));
     widen(gemm_size(low_rest));
     gemm_two_sum(product, low, high, low);
-    check_range();
+    check_range(counts, product);
   }
 
   void divide(double divisor) {
+    const bool counts = high != 0.0;
     const double quotient = high / divisor;
     double product;
     double product_rest;
@@ -102,7 +104,7 @@ struct GemmTracked {
     widen(gemm_size(dropped) / size);
     widen(gemm_size(missing) / size);
     gemm_two_sum(quotient, correction, high, low);
-    check_range();
+    check_range(counts, quotient);
   }
 };
 
@@ -129,20 +131,24 @@ inline float gemm_rounded(double odd, const moeref::simd::OutputType& type) {
 }
 
 void gemm_add_segment(const double* sums, std::size_t rows, const double* column_scales,
-                      double scale, double* high, double* low) {
-  double factors[kPanelColumns];
-  for (std::size_t j = 0; j < kPanelColumns; ++j) factors[j] = scale * column_scales[j];
-  for (std::size_t row = 0; row < rows; ++row, sums += kPanelColumns) {
+                      const double* row_scales, double* high, double* low) {
+  for (std::size_t row = 0; row < rows; ++row) {
+    const double scale = row_scales[row];
+    double sum[kPanelColumns];
+    double rest[kPanelColumns];
     for (std::size_t j = 0; j < kPanelColumns; ++j) {
       double product;
-      double rest;
-      gemm_two_product(factors[j], sums[j], product, rest);
-      double sum;
+      double product_rest;
+      gemm_two_product(scale * column_scales[j], sums[j], product, product_rest);
       double carry;
-      gemm_two_sum(high[j], product, sum, carry);
-      high[j] = sum;
-      low[j] += carry + rest;
+      gemm_two_sum(high[j], product, sum[j], carry);
+      rest[j] = low[j] + (carry + product_rest);
     }
+    for (std::size_t j = 0; j < kPanelColumns; ++j) high[j] = sum[j];
+    for (std::size_t j = 0; j < kPanelColumns; ++j) low[j] = rest[j];
+    sums += kPanelColumns;
+    high += kPanelColumns;
+    low += kPanelColumns;
   }
 }
 

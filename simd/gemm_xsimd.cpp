@@ -95,14 +95,15 @@ void dot(const double* a, std::size_t rows, const double* panel, std::size_t k, 
   }
 }
 
-/// Numbers whose exponent and fraction bits begin at `shift` of an f32 under a bias of their own:
-/// `bits` is (magnitude << shift) + (difference of the biases << 23), `unit` the smallest normal
-/// number and the bits of one step of the exponent.
+#if !defined(__AVX2__)
+/// A number of exponent and fraction bits of an f32 under a bias of its own, without a sign: `bits`
+/// is (magnitude << shift) + (difference of the biases << 23).
 inline U32 with_subnormals(U32 bits, float smallest, std::uint32_t step) {
   const F32 normal = as_float(bits);
   const F32 subnormal = as_float(bits + U32(step)) - F32(smallest);
   return as_bits(xsimd::select(normal < F32(smallest), subnormal, normal));
 }
+#endif
 
 /// Bytes of `table` by those of `indices` that are below 8; else those of `others`.
 inline U32 look_up_small(const std::uint8_t (&table)[16], U32 indices, U32 others) {

@@ -51,7 +51,7 @@ struct SlicePanel {
 
 struct SliceKernels {
   /// Rows up to which activations of long significands, which have many digits, are summed faster
-  /// than by f64; those of short ones always are.
+  /// than by f64; those of short ones are, unless many blocks are left out.
   std::int64_t most_long_rows;
   /// One block of finite numbers, in order of columns, as SliceRow has it: `digits` [kMostSlices,
   /// steps, kSliceStep], of which the first ones are written, `starts` and `factor`. Gives its

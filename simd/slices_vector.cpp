@@ -10,6 +10,14 @@
 #include "simd/lanes_f64.hpp"
 #include "simd/slices_loops.hpp"
 
+// All that a function calls becomes part of it, so that sums stay in registers; but where every
+// access is watched, which takes minutes to compile.
+#if defined(__SANITIZE_ADDRESS__)
+#define MOEREF_ALL_INLINE
+#else
+#define MOEREF_ALL_INLINE [[gnu::flatten]]
+#endif
+
 namespace moeref::simd::MOEREF_ISA {
 namespace {
 
@@ -272,7 +280,7 @@ inline void dot_blocks(SliceRow& row, Weights& weights, F64 (&sums)[kPanels][2])
 }
 
 template <std::size_t kSteps, std::size_t kPanels, typename Weights>
-[[gnu::flatten]] void dot_row(SliceRow row, Weights weights, double* const (&out)[kPanels]) {
+MOEREF_ALL_INLINE void dot_row(SliceRow row, Weights weights, double* const (&out)[kPanels]) {
   F64 sums[kPanels][2];
   unrolled<kPanels>([&](auto p) {
     unrolled<2>([&](auto half) { sums[p][half] = F64::load_unaligned(out[p] + half * kLanes); });

@@ -10,9 +10,8 @@ namespace moeref::exact {
 namespace {
 
 /// high + low, with |exact value - (high + low)| <= error. Each step adds what it drops to the
-/// error, so an error of zero says that high + low is the exact value. The operands of moeref (f32
-/// values, products of up to four of them, sums of 2^20 terms) stay far inside the double range, so
-/// error-free transformations do not under- or overflow.
+/// error, so an error of zero says that high + low is the exact value. Where the rest of a product
+/// or quotient would be no double, the error is infinite.
 class TrackedSum {
  public:
   void add(double term) {
@@ -27,9 +26,11 @@ class TrackedSum {
     const double product = left * right;
     add(product);
     add(std::fma(left, right, -product));
+    check_range(left != 0.0 && right != 0.0, product);
   }
 
   void multiply(double factor) {
+    const bool counts = high_ != 0.0 && factor != 0.0;
     const double product = high_ * factor;
     const double product_rest = std::fma(high_, factor, -product);
     const double low_product = low_ * factor;
@@ -43,9 +44,11 @@ class TrackedSum {
     widen(std::fabs(dropped));
     widen(std::fabs(low_rest));
     normalize();
+    check_range(counts, product);
   }
 
   void divide(double divisor) {
+    const bool counts = high_ != 0.0;
     const double quotient = high_ / divisor;
     const double remainder = std::fma(-quotient, divisor, high_);  // exact
     double rest;
@@ -62,6 +65,7 @@ class TrackedSum {
     // The correction is one rounded quotient; its own remainder says whether it is exact.
     widen(std::fabs(std::fma(-correction, divisor, rest)) / size);
     normalize();
+    check_range(counts, quotient);
   }
 
   std::optional<float> round(Format format) const {
@@ -76,6 +80,12 @@ class TrackedSum {
   }
 
  private:
+  /// `result` of operands that are not zero.
+  void check_range(bool counts, double result) {
+    constexpr double kSmallest = 0x1p-900;
+    if (counts && std::fabs(result) < kSmallest) error_ = HUGE_VAL;
+  }
+
   static void two_sum(double left, double right, double& sum, double& rest) {
     const double total = left + right;
     const double right_part = total - left;

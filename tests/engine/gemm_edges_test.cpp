@@ -367,5 +367,39 @@ TEST_P(EveryIsa, TakesChosenRowsOfThosePreparedOnce) {
   }
 }
 
+TEST_P(EveryIsa, KnowsProductsThatAreNoDoubleAnyMore) {
+  // 2^-1192 decides which way the middle between two bf16 numbers goes.
+  const float tiny = 0x1p-149f;
+  ScaledMatrix x = f32_matrix("x", &tiny, 1, 1);
+  x.scales = ScaleGrid{reinterpret_cast<const std::byte*>(&tiny), Format::f32, 1, 1, 0, 0, 1, 1};
+  x.global_rule = GlobalScaleRule::multiply;
+  x.global_scale = tiny;
+  const float residual = 1.0f + 0x1p-8f;
+  GemmEpilogue epilogue;
+  epilogue.factor = tiny;
+  epilogue.row_scales = {&tiny, 1};
+  epilogue.residual = &residual;
+  epilogue.residual_stride = 1;
+  epilogue.output = Format::bf16;
+  float out = 0.0f;
+  gemm(GemmInput(x, all_rows(x)), x, epilogue, &out, 1, 1);
+  EXPECT_EQ(out, 1.0f + 0x1p-7f);
+}
+
+TEST_P(EveryIsa, ReadsNoScalesWhereThereAreNoColumns) {
+  // Storage that ends where it begins, for sanitizers.
+  const std::vector<float> storage(4);
+  const float* end = storage.data() + storage.size();
+  for (const Format format : {Format::e2m1, Format::e4m3}) {
+    ScaledMatrix w = f32_matrix("w", end, 2, 0);
+    w.codes.format = format;
+    w.scales = ScaleGrid{reinterpret_cast<const std::byte*>(end), Format::e8m0, 1, 32, 0, 0, 0, 1};
+    const ScaledMatrix x = f32_matrix("x", end, 3, 0);
+    std::vector<float> out(6, -7.0f);
+    gemm(GemmInput(x, all_rows(x)), w, {}, out.data(), 2, 1);
+    EXPECT_EQ(out, std::vector<float>(6, 0.0f));
+  }
+}
+
 }  // namespace
 }  // namespace moeref

@@ -485,8 +485,8 @@ TEST_P(GemmLoops, AddSegmentsWithinTheirBound) {
         totals[j] += std::fabs(scale * scales[j] * sums[j]) * (1.0 + 0x1p-40);
         lowest[j] = std::min(lowest[j], static_cast<int>(product.lowest_exponent()));
       }
-      loops().add_segment(sums.data(), 1, scales.data(), scale, high[0].data(), low[0].data());
-      scalar().add_segment(sums.data(), 1, scales.data(), scale, high[1].data(), low[1].data());
+      loops().add_segment(sums.data(), 1, scales.data(), &scale, high[0].data(), low[0].data());
+      scalar().add_segment(sums.data(), 1, scales.data(), &scale, high[1].data(), low[1].data());
     }
     EXPECT_EQ(high[0], high[1]);
     EXPECT_EQ(low[0], low[1]);
