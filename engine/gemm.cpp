@@ -17,6 +17,7 @@
 #include "engine/weight_panel.hpp"
 #include "quant/aligned.hpp"
 #include "quant/dequantize.hpp"
+#include "quant/formats.hpp"
 #include "quant/parallel.hpp"
 #include "simd/float_environment.hpp"
 #include "simd/kernels.hpp"
@@ -28,13 +29,18 @@ std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value)
 
 /// Additions that a product goes through in a sum of `terms`, at most: in f64 sums those of a
 /// chunk, in one chain or in some, and one a chunk; in sums of whole numbers, exact inside a block,
-/// two roundings a block and those inside one that is left out. A GEMM can have both.
+/// one a block and those inside one that is left out. A GEMM can have both.
 std::int64_t additions(const GemmProblem& problem, std::int64_t terms) {
   constexpr std::int64_t kChains = 8;
   const std::int64_t of_chunks = std::min(terms, kDepthChunk) + kChains + terms / kDepthChunk + 1;
   if (problem.sliced.empty()) return of_chunks;
+  // The sum of a block has 49 bits: times a scale of more than 4 it may be rounded before it is
+  // added.
+  const ScaledMatrix& weight = problem.weight;
+  const bool rounds = weight.scales && !problem.wide_weight_scales &&
+                      info(weight.scales->format).significand_bits > 4;
   const std::int64_t cols = problem.sliced.front().block_cols();
-  return std::max(of_chunks, cols + 2 * (terms / cols + 1));
+  return std::max(of_chunks, cols + (rounds ? 2 : 1) * (terms / cols + 1));
 }
 
 /// One panel of the result on its way.
