@@ -7,17 +7,12 @@
 #include <mutex>
 #include <optional>
 
-#include "engine/exact/exact_dot.hpp"
-#include "engine/exact/linear_form.hpp"
-#include "engine/exact/rounding.hpp"
-#include "engine/exact/superaccumulator.hpp"
 #include "engine/gemm_problem.hpp"
+#include "engine/panel.hpp"
+#include "engine/panel_output.hpp"
 #include "engine/row_parts.hpp"
-#include "engine/sum_bounds.hpp"
 #include "engine/weight_panel.hpp"
-#include "quant/aligned.hpp"
 #include "quant/dequantize.hpp"
-#include "quant/formats.hpp"
 #include "quant/parallel.hpp"
 #include "simd/float_environment.hpp"
 #include "simd/kernels.hpp"
@@ -26,45 +21,6 @@ namespace moeref {
 namespace {
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-/// Additions that a product goes through in a sum of `terms`, at most: in f64 sums those of a
-/// chunk, in one chain or in some, and one a chunk; in sums of whole numbers, exact inside a block,
-/// one a block and those inside one that is left out. A GEMM can have both.
-std::int64_t additions(const GemmProblem& problem, std::int64_t terms) {
-  constexpr std::int64_t kChains = 8;
-  const std::int64_t of_chunks = std::min(terms, kDepthChunk) + kChains + terms / kDepthChunk + 1;
-  if (problem.sliced.empty()) return of_chunks;
-  // The sum of a block has 49 bits: times a scale of more than 4 it may be rounded before it is
-  // added.
-  const ScaledMatrix& weight = problem.weight;
-  const bool rounds = weight.scales && !problem.wide_weight_scales &&
-                      info(weight.scales->format).significand_bits > 4;
-  const std::int64_t cols = problem.sliced.front().block_cols();
-  return std::max(of_chunks, cols + (rounds ? 2 : 1) * (terms / cols + 1));
-}
-
-/// One panel of the result on its way.
-struct Panel {
-  PanelSurvey survey;
-  std::array<double, simd::kPanelColumns> bias{};
-  /// Columns that leave activations far less room than their neighbours: they must not cost them
-  /// their exact sums.
-  std::array<char, simd::kPanelColumns> wide{};
-  const RowParts* parts = nullptr;  ///< null: every row is one part
-  bool folds = false;               ///< several sums make one output
-  int room = 0;                     ///< bits that a row may span for exact sums in every column
-  bool finite = true;               ///< all columns with their biases
-  /// Of each column over all segments: |value * wide scale| is at most, and a multiple of 2^.
-  std::array<double, simd::kPanelColumns> most{};
-  std::array<int, simd::kPanelColumns> lowest{};
-  double most_of_all = 0.0;
-  int lowest_of_all = RowReach::kNoBits;
-  std::array<double, simd::kPanelColumns> norms{};  ///< of the columns, where rows are estimated
-  AlignedVector<double> sums;                       ///< [part rows, kPanelColumns] of one segment
-  AlignedVector<double> high;  ///< [rows, kPanelColumns], where it folds; with low and error
-  AlignedVector<double> low;
-  AlignedVector<double> error;
-};
 
 /// Bits that the sum over an activation segment may span so that its dot with every column of the
 /// panel, but for the wide ones, is exact.
@@ -86,9 +42,8 @@ struct Scratch {
   std::optional<WeightReader> reader;
   std::vector<Panel> panels;
   std::map<int, RowParts> parts;  ///< by room: neighbouring panels mostly share a few
-  std::vector<double> weight_row;
-  std::vector<double> x_scales;  ///< of all rows in one segment
-  exact::LinearForm form;
+  std::vector<double> x_scales;   ///< of all rows in one segment
+  OutputScratch output;
 };
 
 /// Panels that one task takes: their sums stay in the second cache while a chunk of the activations
@@ -102,10 +57,9 @@ constexpr auto kPanelsOfRow = static_cast<std::int64_t>(simd::kSlicePanels);
 class PanelJob {
  public:
   PanelJob(const GemmProblem& problem, Scratch& scratch, float* out, std::int64_t out_stride)
-      : problem_(problem), scratch_(scratch), out_(out), out_stride_(out_stride) {
-    if (!scratch.reader)
-      scratch.reader.emplace(problem.weight, problem.measured.bounds, problem.kernels);
-  }
+      : problem_(problem),
+        scratch_(scratch),
+        output_(problem, reader_of(problem, scratch), scratch.output, out, out_stride) {}
 
   /// Panels first .. first + count - 1.
   GemmStatistics run(std::int64_t first, std::int64_t count) {
@@ -134,14 +88,21 @@ class PanelJob {
         }
       });
       for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-        for (Panel& panel : panels) finish_row(panel, row);
+        for (const Panel& panel : panels) output_.finish_row(panel, row);
       }
       done += step;
     }
-    return statistics_;
+    return output_.statistics();
   }
 
  private:
+  static WeightReader& reader_of(const GemmProblem& problem, Scratch& scratch) {
+    if (!scratch.reader) {
+      scratch.reader.emplace(problem.weight, problem.measured.bounds, problem.kernels);
+    }
+    return *scratch.reader;
+  }
+
   void prepare(Panel& panel, std::int64_t first) {
     scratch_.reader->survey(first, panel.survey);
     panel.room = kSumBits;
@@ -158,31 +119,12 @@ class PanelJob {
       scratch_.reader->find_norms(panel.survey, panel.norms);
     }
     panel.folds = panel.parts != nullptr || problem_.segments() > 1;
-    panel.sums.resize(to_size(part_begin(panel, problem_.x.count()) * kPanelColumns));
+    panel.sums.resize(to_size(panel.part_begin(problem_.x.count()) * kPanelColumns));
     if (!panel.folds) return;
     for (AlignedVector<double>* values : {&panel.high, &panel.low, &panel.error}) {
       values->assign(to_size(problem_.x.count() * kPanelColumns), 0.0);
     }
-    measure_columns(panel);
-  }
-
-  void measure_columns(Panel& panel) const {
-    panel.most.fill(0.0);
-    panel.lowest.fill(RowReach::kNoBits);
-    for (std::int64_t s = 0; s < problem_.segments(); ++s) {
-      for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {
-        const std::size_t at = to_size(s * kPanelColumns) + j;
-        const double scale = std::fabs(panel.survey.scales[at]);
-        const double largest = panel.survey.largest[at];
-        if (largest == 0.0 || scale == 0.0 || !std::isfinite(scale)) continue;
-        panel.most[j] = std::max(panel.most[j], largest * scale * (1.0 + 0x1p-30));
-        panel.lowest[j] =
-            std::min(panel.lowest[j],
-                     exponent_above(largest) - panel.survey.spread[j] + lowest_exponent(scale));
-      }
-    }
-    panel.most_of_all = *std::max_element(panel.most.begin(), panel.most.end());
-    panel.lowest_of_all = *std::min_element(panel.lowest.begin(), panel.lowest.end());
+    measure_columns(problem_, panel);
   }
 
   void choose_parts(Panel& panel) {
@@ -207,10 +149,6 @@ class PanelJob {
   const PackedRows& rows_of(const Panel& panel) const {
     return panel.parts == nullptr ? *problem_.packed : panel.parts->values;
   }
-  std::int64_t part_begin(const Panel& panel, std::int64_t row) const {
-    return panel.parts == nullptr ? row : panel.parts->begin[to_size(row)];
-  }
-
   /// Columns k .. k + depth - 1 of the activations with `weights` [depth, kPanelColumns].
   void sum_chunk(Panel& panel, const double* weights, std::int64_t k, std::int64_t depth) {
     const PackedRows& rows = rows_of(panel);
@@ -336,217 +274,19 @@ class PanelJob {
     };
     if (panel.parts == nullptr) add(0, x_scales.size(), 0);
     for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-      for (std::int64_t part = part_begin(panel, row);
-           panel.parts != nullptr && part < part_begin(panel, row + 1); ++part) {
+      for (std::int64_t part = panel.part_begin(row);
+           panel.parts != nullptr && part < panel.part_begin(row + 1); ++part) {
         add(part, 1, row);
       }
-      if (is_proved(panel, row)) continue;
-      add_estimates(panel, row, s, x_scales[to_size(row)], scales,
+      if (is_proved(problem_, panel, row)) continue;
+      add_estimates(problem_, panel, row, s, x_scales[to_size(row)], scales,
                     panel.error.data() + row * kPanelColumns);
     }
   }
 
-  /// Whether the f64 sums of a row are exact in every column and segment.
-  bool is_proved(const Panel& panel, std::int64_t row) const {
-    return problem_.x_bits[to_size(row)] <= panel.room;
-  }
-
-  /// What folded sums lack at most of the sum of their segments' sums, to `error`.
-  void add_fold_errors(const Panel& panel, std::int64_t row, double* error) const {
-    const RowReach& reach = problem_.reaches[to_size(row)];
-    const std::int64_t parts = part_begin(panel, row + 1) - part_begin(panel, row);
-    const std::int64_t count = problem_.segments() * parts;
-    const auto bound = [&](double most, int lowest) {
-      return fold_bound(count, reach.total * most, reach.lowest + lowest);
-    };
-    if (bound(panel.most_of_all, panel.lowest_of_all) == 0.0) return;
-    for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {
-      error[j] += bound(panel.most[j], panel.lowest[j]);
-    }
-  }
-
-  /// What the f64 sums of a row over a segment can be wrong by, times |scale * scales|, to `error`;
-  /// nothing where the sum is exact.
-  void add_estimates(const Panel& panel, std::int64_t row, std::int64_t s, double scale,
-                     const double* scales, double* error) const {
-    const Window& window = problem_.window(row, s);
-    if (window.empty) return;
-    const bool cut = panel.parts != nullptr && panel.parts->possible[to_size(row)] != 0;
-    const int bits = window.sum - window.lowest;
-    const double by_terms = sum_bound(additions(problem_, problem_.end(s) - problem_.start(s)));
-    const double factor = std::fabs(scale) * by_terms * (1.0 + 0x1p-40);
-    const double* largest = panel.survey.largest.data() + s * kPanelColumns;
-    for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
-      const bool exact = bits + panel.survey.spread[j] <= kSumBits || (cut && panel.wide[j] == 0);
-      const double products = std::min(window.total * largest[j], window.norm * panel.norms[j]);
-      if (!exact) error[j] += products * factor * std::fabs(scales[j]);
-    }
-  }
-
-  void finish_row(Panel& panel, std::int64_t row) {
-    const GemmEpilogue& epilogue = problem_.epilogue;
-    const std::int64_t columns = panel.survey.columns;
-    const Tail& tail = problem_.tails[to_size(row)];
-    const bool proved = is_proved(panel, row);
-    double addends[2][simd::kPanelColumns];  // where there are any
-    simd::FinishTerms terms;
-    terms.multipliers = tail.multipliers.data();
-    terms.multiplier_count = tail.multiplier_count;
-    terms.divisors = tail.divisors.data();
-    terms.divisor_count = tail.divisor_count;
-    if (epilogue.bias) {
-      terms.addends[0] = addends[0];
-      for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
-        addends[0][j] = panel.bias[j] * tail.weight;  // 48 bits: exact
-      }
-    }
-    bool finite = panel.finite && problem_.x.is_finite(row) && tail.finite;
-    if (epilogue.residual != nullptr) {
-      terms.addends[1] = addends[1];
-      const float* residual =
-          epilogue.residual + row * epilogue.residual_stride + panel.survey.first;
-      std::fill_n(addends[1], simd::kPanelColumns, 0.0);
-      for (std::size_t j = 0; j < to_size(columns); ++j) {
-        addends[1][j] = residual[j];
-        finite = finite && std::isfinite(residual[j]);
-      }
-    }
-    double error[simd::kPanelColumns];  // where sums may lack something
-    bool estimated[simd::kPanelColumns] = {};
-    if (panel.folds) {
-      terms.high = panel.high.data() + row * kPanelColumns;
-      terms.low = panel.low.data() + row * kPanelColumns;
-      std::copy_n(panel.error.data() + row * kPanelColumns, kPanelColumns, error);
-      for (std::size_t j = 0; j < to_size(columns); ++j) estimated[j] = error[j] != 0.0;
-      add_fold_errors(panel, row, error);
-      terms.error = error;
-    } else {
-      terms.high = panel.sums.data() + row * kPanelColumns;
-      if (problem_.segments() > 0) terms.row_scale = problem_.x_scale(row, 0);
-      if (problem_.wide_weight_scales) terms.column_scales = panel.survey.scales.data();
-      if (!proved) {
-        constexpr std::array<double, simd::kPanelColumns> kOnes = [] {
-          std::array<double, simd::kPanelColumns> ones{};
-          ones.fill(1.0);
-          return ones;
-        }();
-        // The scales come with the terms.
-        std::fill_n(error, simd::kPanelColumns, 0.0);
-        add_estimates(panel, row, 0, 1.0, kOnes.data(), error);
-        for (std::size_t j = 0; j < to_size(columns); ++j) estimated[j] = error[j] != 0.0;
-        terms.error = error;
-      }
-    }
-    float* out = out_ + row * out_stride_ + panel.survey.first;
-    float values[simd::kPanelColumns];  // of a last panel, which may have fewer
-    const bool whole = columns == kPanelColumns;
-    const std::uint32_t doubts = problem_.kernels.gemm->finish(
-        terms, output_type(problem_.epilogue.output), whole ? out : values);
-    if (!whole) std::copy_n(values, columns, out);
-    if (finite && proved && doubts == 0) {
-      statistics_.one_sum += columns;
-      return;
-    }
-    const auto addend = [&](std::size_t which, std::int64_t j) {
-      return terms.addends[which] == nullptr ? 0.0 : addends[which][j];
-    };
-    for (std::int64_t j = 0; j < columns; ++j) {
-      if (!finite && !is_finite(panel, row, j, addend(1, j))) {
-        ++statistics_.not_finite;
-        out[j] = class_of_ieee_sum(panel, row, j, addend(1, j));
-      } else if ((doubts >> j & 1) != 0) {
-        ++statistics_.wide;
-        out[j] = by_itself(panel, row, j, {addend(0, j), addend(1, j)});
-      } else {
-        ++counter(panel, row, estimated[j]);
-      }
-    }
-  }
-
-  bool is_finite(const Panel& panel, std::int64_t row, std::int64_t j, double residual) const {
-    return problem_.x.is_finite(row) && problem_.tails[to_size(row)].finite &&
-           panel.survey.finite[to_size(j)] != 0 && std::isfinite(panel.bias[to_size(j)]) &&
-           std::isfinite(residual);
-  }
-
-  std::int64_t& counter(const Panel& panel, std::int64_t row, bool estimated) {
-    if (estimated) return statistics_.estimated;
-    const bool one = part_begin(panel, row + 1) - part_begin(panel, row) == 1;
-    return one ? statistics_.one_sum : statistics_.split;
-  }
-
-  /// One output by itself, from exact sums of its segments.
-  float by_itself(const Panel& panel, std::int64_t row, std::int64_t j,
-                  std::array<double, 2> addends) {
-    const Tail& tail = problem_.tails[to_size(row)];
-    exact::LinearForm& form = scratch_.form;
-    form.clear();
-    read_weight_row(panel, j);
-    for (std::int64_t s = 0; s < problem_.segments(); ++s) {
-      const double scale = problem_.x_scale(row, s) *
-                           panel.survey.scales[to_size(s * kPanelColumns + j)];  // 48 bits: exact
-      const auto segment = [&](std::span<const double> values) {
-        return values.subspan(to_size(problem_.start(s)),
-                              to_size(problem_.end(s) - problem_.start(s)));
-      };
-      const std::span<const double> x = segment(problem_.x.values(row));
-      const std::span<const double> w = segment(scratch_.weight_row);
-      if (const auto sum = exact::exact_dot(x, w)) {
-        form.add_product(scale, sum->hi);
-        form.add_product(scale, sum->lo);
-      } else {
-        add_wide_sum(scale, x, w);
-      }
-    }
-    for (std::size_t i = 0; i < tail.multiplier_count; ++i) form.multiply_by(tail.multipliers[i]);
-    for (std::size_t i = 0; i < tail.divisor_count; ++i) form.divide_by(tail.divisors[i]);
-    for (const double addend : addends) form.add(addend);
-    return form.round(problem_.epilogue.output);
-  }
-
-  void add_wide_sum(double scale, std::span<const double> x, std::span<const double> w) {
-    exact::Superaccumulator accumulator;
-    for (std::size_t k = 0; k < x.size(); ++k) accumulator.add(x[k] * w[k]);  // exact
-    exact::Dyadic rest = accumulator.total();
-    while (!rest.is_zero()) {
-      const exact::Dyadic head = rest.truncated(kSumBits);
-      scratch_.form.add_product(scale, head.to_double_odd());  // exact: it has at most 53 bits
-      rest -= head;
-    }
-  }
-
-  void read_weight_row(const Panel& panel, std::int64_t j) {
-    scratch_.weight_row.resize(to_size(problem_.depth()));
-    scratch_.reader->decode_row(panel.survey.first + j, scratch_.weight_row);
-  }
-
-  /// NaN, +inf or -inf as the IEEE sum of the whole products has it, all factors of a product
-  /// included. As long as products of finite factors stay inside the f64 range (eight factors
-  /// near the end of f32's do not), the operands alone decide, and no order matters.
-  float class_of_ieee_sum(const Panel& panel, std::int64_t row, std::int64_t j, double residual) {
-    read_weight_row(panel, j);
-    const Tail& tail = problem_.tails[to_size(row)];
-    const double x_factor =
-        global_multiplier(problem_.x.matrix()) / global_divisor(problem_.x.matrix());
-    const double w_factor = global_multiplier(problem_.weight) / global_divisor(problem_.weight);
-    double sum = panel.bias[to_size(j)];
-    for (std::int64_t s = 0; s < problem_.segments() && !std::isnan(sum); ++s) {
-      const double x_scale = problem_.x_scale(row, s) * x_factor;
-      const double w_scale = panel.survey.scales[to_size(s * kPanelColumns + j)] * w_factor;
-      for (std::int64_t k = problem_.start(s); k < problem_.end(s); ++k) {
-        sum += (problem_.x.values(row)[to_size(k)] * x_scale) *
-               (scratch_.weight_row[to_size(k)] * w_scale) * tail.factor;
-      }
-    }
-    sum = sum * tail.weight + residual;
-    return std::isnan(sum) ? exact::canonical_nan() : static_cast<float>(sum);
-  }
-
   const GemmProblem& problem_;
   Scratch& scratch_;
-  float* out_;
-  std::int64_t out_stride_;
-  GemmStatistics statistics_;
+  PanelOutput output_;
 };
 
 /// Whether sums of whole numbers are possible, and faster.
