@@ -133,7 +133,6 @@ class Column {
     const std::size_t width = out.size();
     const double error = row_bound(width, kernels);
     const double scaling = numerics_.scaling == ScalingPoint::in_sum ? inputs_.scaling : 1.0;
-    const std::vector<double> ones(simd::kPanelColumns, 1.0);
     for (std::size_t first = 0; first < width; first += simd::kPanelColumns) {
       const std::size_t columns = std::min(simd::kPanelColumns, width - first);
       double high[simd::kPanelColumns] = {};
@@ -143,7 +142,7 @@ class Column {
       const auto add = [&](std::size_t i, const std::vector<float>& from) {
         std::copy_n(from.data() + i * width + first, columns, values);
         const double weight = terms_[i].weight;
-        kernels.add_segment(values, 1, ones.data(), &weight, high, low);
+        kernels.add_segment(values, 1, kNoScales.data(), &weight, high, low);
       };
       for (std::size_t i = 0; i < terms_.size(); ++i) {
         add(i, scratch_.y);

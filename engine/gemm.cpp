@@ -67,12 +67,7 @@ class PanelJob {
     constexpr std::size_t kMostCuts = 4;
     if (scratch_.parts.size() > kMostCuts) scratch_.parts.clear();
     scratch_.panels.resize(to_size(kMostPanels));
-    // Few activations stay in the second cache as a whole: then weight rows are read in one go.
-    constexpr std::int64_t kCached = 32768;
-    const bool few = problem_.x.count() * problem_.depth() <= kCached;
-    const std::int64_t at_once = !reader.reads_any_panel() || is_decoded_on_the_way() ? 1
-                                 : few                                                ? kPanelsOfRow
-                                                                                      : count;
+    const std::int64_t at_once = panels_at_once(count);
     for (std::int64_t done = 0; done < count;) {
       const std::int64_t step = std::min(at_once, count - done);
       const std::span<Panel> panels(scratch_.panels.data(), to_size(step));
@@ -101,6 +96,14 @@ class PanelJob {
       scratch.reader.emplace(problem.weight, problem.measured.bounds, problem.kernels);
     }
     return *scratch.reader;
+  }
+
+  /// Panels of `count` that pass over the activations together.
+  std::int64_t panels_at_once(std::int64_t count) const {
+    if (!scratch_.reader->reads_any_panel() || is_decoded_on_the_way()) return 1;
+    // Few activations stay in the second cache as a whole: then weight rows are read in one go.
+    constexpr std::int64_t kCached = 32768;
+    return problem_.x.count() * problem_.depth() <= kCached ? kPanelsOfRow : count;
   }
 
   void prepare(Panel& panel, std::int64_t first) {
@@ -149,6 +152,7 @@ class PanelJob {
   const PackedRows& rows_of(const Panel& panel) const {
     return panel.parts == nullptr ? *problem_.packed : panel.parts->values;
   }
+
   /// Columns k .. k + depth - 1 of the activations with `weights` [depth, kPanelColumns].
   void sum_chunk(Panel& panel, const double* weights, std::int64_t k, std::int64_t depth) {
     const PackedRows& rows = rows_of(panel);

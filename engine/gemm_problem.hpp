@@ -12,6 +12,13 @@
 
 namespace moeref {
 
+/// Scales of the columns of a panel that has none.
+inline constexpr std::array<double, simd::kPanelColumns> kNoScales = [] {
+  std::array<double, simd::kPanelColumns> ones{};
+  ones.fill(1.0);
+  return ones;
+}();
+
 /// The scalar factors of an output behind its sum.
 struct Tail {
   double factor = 1.0;  ///< 48 bits: exact

@@ -56,14 +56,9 @@ void PanelOutput::finish_row(const Panel& panel, std::int64_t row) {
     if (problem_.segments() > 0) terms.row_scale = problem_.x_scale(row, 0);
     if (problem_.wide_weight_scales) terms.column_scales = panel.survey.scales.data();
     if (!proved) {
-      constexpr std::array<double, simd::kPanelColumns> kOnes = [] {
-        std::array<double, simd::kPanelColumns> ones{};
-        ones.fill(1.0);
-        return ones;
-      }();
       // The scales come with the terms.
       std::fill_n(error, simd::kPanelColumns, 0.0);
-      add_estimates(problem_, panel, row, 0, 1.0, kOnes.data(), error);
+      add_estimates(problem_, panel, row, 0, 1.0, kNoScales.data(), error);
       for (std::size_t j = 0; j < to_size(columns); ++j) estimated[j] = error[j] != 0.0;
       terms.error = error;
     }

@@ -203,6 +203,7 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
   const Ranges scales = plain_ ? scale_ranges(survey) : Ranges{};
   // Of all segments: no code is much larger or smaller than those of its own.
   const Ranges codes = plain_ ? code_ranges(survey) : Ranges{};
+  for (std::size_t j = 0; j < codes.size(); ++j) survey.largest_code[j] = codes[j].largest;
   for (std::int64_t s = 0; s < segments; ++s) {
     const std::int64_t begin = bounds_[to_size(s)];
     const std::int64_t count = bounds_[to_size(s + 1)] - begin;
@@ -267,9 +268,8 @@ void WeightReader::find_norms(PanelSurvey& panel, std::array<double, simd::kPane
       }
     }
   }
-  const Ranges codes = code_ranges(panel);
   for (std::size_t j = 0; j < to_size(panel.columns); ++j) {
-    norms[j] = codes[j].largest * std::sqrt(squares[j]) * (1.0 + 0x1p-30);
+    norms[j] = panel.largest_code[j] * std::sqrt(squares[j]) * (1.0 + 0x1p-30);
   }
 }
 

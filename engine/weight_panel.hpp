@@ -24,6 +24,7 @@ struct PanelSurvey {
   /// two that none exceeds.
   std::array<int, simd::kPanelColumns> spread{};
   std::vector<double> largest;  ///< [segments, kPanelColumns]: no |value| is above it
+  std::array<double, simd::kPanelColumns> largest_code{};  ///< of storage that vector code reads
   AlignedVector<double>
       scales;  ///< [segments, kPanelColumns]: the wide scales, 1 if there are none
   /// Where the codes and the narrow scales of the columns begin, in storage that vector code reads;
