@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "quant/moe_layer.hpp"
 
@@ -29,6 +30,10 @@ ActivationParameters parameters_for(const Activation& activation, std::int64_t e
 /// as in every framework, and NaN goes through clamps. Any NaN is the canonical one, 0x7FC00000.
 float activate(const ActivationParameters& parameters, float gate, float up,
                Format output = Format::f32);
+
+/// The same of pairs side by side, faster; `gate` may be empty where the form ignores it.
+void activate_all(const ActivationParameters& parameters, std::span<const float> gate,
+                  std::span<const float> up, Format output, std::span<float> out);
 
 /// How a value of `activate` was found, for tests and measurements.
 enum class ActivationLevel : std::uint8_t {

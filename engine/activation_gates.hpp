@@ -60,9 +60,10 @@ class SigmoidGate {
  public:
   explicit SigmoidGate(float alpha) : alpha_(alpha) {}
   static constexpr bool kHasFineEstimate = true;
+  static constexpr double kError = 6 * kUnit;
 
   Range range(float g) const { return sigmoid_range(alpha_ * g); }
-  Estimate estimate(float g) const { return {sigmoid(alpha_ * g), 6 * kUnit}; }
+  Estimate estimate(float g) const { return {sigmoid(alpha_ * g), kError}; }
   FineEstimate fine_estimate(float g) const {
     return {sigmoid(exact::DoubleDouble{alpha_ * g, 0.0}), 34 * kUnit * kUnit};
   }
@@ -81,11 +82,16 @@ class TanhGate {
 
   Range range(float g) const { return sigmoid_range(argument(g)); }
 
-  /// d ln(sigma) / d ln(z) = z sigma(-z) is at most |z| for z < 0 and at most 0.28 for z > 0: that
-  /// much of the argument's 8 u comes on top.
+  /// Relative error at most 8 u: five operations and two constants with 1 u each; both terms have
+  /// the sign of g. g^2 alone is exact.
+  static double argument(double g) { return kFactor.hi * (g + kCubicFactor.hi * (g * g * g)); }
+  /// Of sigma(z). d ln(sigma) / d ln(z) = z sigma(-z) is at most |z| for z < 0 and at most 0.28 for
+  /// z > 0: that much of the argument's 8 u comes on top.
+  static double error(double z) { return (z < 0.0 ? 6.0 - 8.5 * z : 9.0) * kUnit; }
+
   Estimate estimate(float g) const {
     const double z = argument(g);
-    return {sigmoid(z), (z < 0.0 ? 6.0 - 8.5 * z : 9.0) * kUnit};
+    return {sigmoid(z), error(z)};
   }
 
   FineEstimate fine_estimate(float g) const {
@@ -107,13 +113,6 @@ class TanhGate {
  private:
   static constexpr exact::DoubleDouble kCubicFactor{0x1.6e4e26d4801f7p-5, 0x1.441355475a31ap-59};
   static constexpr exact::DoubleDouble kFactor{0x1.9884533d43651p+0, -0x1.cbc0d30ebfd15p-54};
-
-  /// Relative error at most 8 u: five operations and two constants with 1 u each; both terms have
-  /// the sign of g. g^2 alone is exact.
-  static double argument(float g) {
-    const double gate = g;
-    return kFactor.hi * (gate + kCubicFactor.hi * (gate * gate * gate));
-  }
 
   /// Relative error at most 16 u^2: the cube 2, two constants with 1 and products with 5 each, the
   /// sum 2; g^2 is exact.

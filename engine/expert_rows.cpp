@@ -1,5 +1,6 @@
 #include "engine/expert_rows.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/activation_rows.hpp"
@@ -37,6 +38,23 @@ float exact_activation(const ActivationNumerics& numerics, const ActivationParam
   return exact::round_to(numerics.output, static_cast<double>(s) * clamped(up, p.limit) + 0.0);
 }
 
+/// The same of columns side by side.
+void exact_activations(const ActivationNumerics& numerics, const ActivationParameters& p,
+                       std::span<const float> gate, std::span<const float> up,
+                       std::span<float> out) {
+  const auto one = [&](std::size_t i) {
+    out[i] = exact_activation(numerics, p, gate.empty() ? 0.0f : gate[i], up[i]);
+  };
+  if (numerics.rounds_silu) {
+    for (std::size_t i = 0; i < up.size(); ++i) one(i);
+    return;
+  }
+  activate_all(p, gate, up, numerics.output, out);
+  for (std::size_t i = 0; numerics.clamp_nan == ClampNan::dropped && i < up.size(); ++i) {
+    if (std::isnan(up[i]) || (!gate.empty() && std::isnan(gate[i]))) one(i);
+  }
+}
+
 std::vector<float> bias_values(const ScaledMatrix& bias) {
   std::vector<float> values;
   for (std::int64_t i = 0; bias && i < bias.cols; ++i) {
@@ -47,7 +65,7 @@ std::vector<float> bias_values(const ScaledMatrix& bias) {
 
 /// Rows plus bias in f32; the row itself if there is none.
 std::span<const float> with_bias(NumericsLevel level, std::span<const float> row,
-                                 const std::vector<float>& bias, std::vector<float>& sums) {
+                                 std::span<const float> bias, std::vector<float>& sums) {
   if (bias.empty() || row.empty()) return row;
   sums.resize(row.size());
   for (std::size_t i = 0; i < row.size(); ++i) {
@@ -132,38 +150,43 @@ void run_first_half(const Numerics& numerics, const ExpertView& view, const Laye
     std::vector<float> up;
     std::vector<float> act;
   };
-  parallel_for<Scratch>(count, threads, [&](std::int64_t i, Scratch& scratch) {
-    const auto row = [&](const std::vector<float>& values) {
+  // Parts of rows, so that one row is work for every thread.
+  constexpr std::int64_t kPart = 256;
+  const std::int64_t parts = (width + kPart - 1) / kPart;
+  parallel_for<Scratch>(count * parts, threads, [&](std::int64_t task, Scratch& scratch) {
+    const std::int64_t i = task / parts;
+    const std::int64_t col = task % parts * kPart;
+    const std::size_t size = to_size(std::min(width - col, kPart));
+    const auto part = [&](const std::vector<float>& values, std::int64_t row) {
       return values.empty() ? std::span<const float>()
-                            : std::span(values).subspan(to_size(i * width), to_size(width));
+                            : std::span(values).subspan(to_size(row * width + col), size);
     };
-    std::span<const float> gates = row(gate);
-    std::span<const float> ups = row(up);
+    std::span<const float> gates = part(gate, i);
+    std::span<const float> ups = part(up, i);
     const std::int64_t result = batch.results[to_size(i)];
+    const std::int64_t gate_col = columns.gate + col * columns.stride;
+    const std::int64_t up_col = columns.up + col * columns.stride;
     if (stages.gemm1 != nullptr) {
-      stages.gemm1->put(result, columns.gate, gates, columns.stride);
-      stages.gemm1->put(result, columns.up, ups, columns.stride);
+      stages.gemm1->put(result, gate_col, gates, columns.stride);
+      stages.gemm1->put(result, up_col, ups, columns.stride);
     }
     if (stages.given_gemm1 != nullptr) {
       scratch.gate.resize(gates.size());
       scratch.up.resize(ups.size());
-      stages.given_gemm1->get(result, columns.gate, scratch.gate, columns.stride);
-      stages.given_gemm1->get(result, columns.up, scratch.up, columns.stride);
+      stages.given_gemm1->get(result, gate_col, scratch.gate, columns.stride);
+      stages.given_gemm1->get(result, up_col, scratch.up, columns.stride);
       gates = scratch.gate;
       ups = scratch.up;
     }
-    scratch.act.resize(to_size(width));
-    const std::span<const float> gate_sums = with_bias(level, gates, gate_bias, scratch.gate);
-    const std::span<const float> up_sums = with_bias(level, ups, up_bias, scratch.up);
+    scratch.act.resize(size);
+    gates = with_bias(level, gates, part(gate_bias, 0), scratch.gate);
+    ups = with_bias(level, ups, part(up_bias, 0), scratch.up);
     if (level == NumericsLevel::replay) {
-      kernel_activations(numerics.activation, view.activation, gate_sums, up_sums, scratch.act);
+      kernel_activations(numerics.activation, view.activation, gates, ups, scratch.act);
     } else {
-      for (std::size_t col = 0; col < to_size(width); ++col) {
-        const float g = gate_sums.empty() ? 0.0f : gate_sums[col];
-        scratch.act[col] = exact_activation(numerics.activation, view.activation, g, up_sums[col]);
-      }
+      exact_activations(numerics.activation, view.activation, gates, ups, scratch.act);
     }
-    stages.act->put(result, 0, scratch.act);
+    stages.act->put(result, col, scratch.act);
   });
 }
 

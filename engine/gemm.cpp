@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -74,12 +75,18 @@ class PanelJob {
       for (std::int64_t i = 0; i < step; ++i) {
         prepare(panels[to_size(i)], (first + done + i) * kPanelColumns);
       }
-      for_each_chunk(kSliceChunk, [&](std::int64_t k, std::int64_t depth) {
-        for (std::size_t p = 0; p < panels.size();) p += sum_slices(panels.subspan(p), k, depth);
-      });
+      if (!problem_.lined.empty()) {
+        for (Panel& panel : panels) sum_lines(panel);
+      } else {
+        for_each_chunk(kSliceChunk, [&](std::int64_t k, std::int64_t depth) {
+          for (std::size_t p = 0; p < panels.size();) p += sum_slices(panels.subspan(p), k, depth);
+        });
+      }
       for_each_chunk(kDepthChunk, [&](std::int64_t k, std::int64_t depth) {
         for (Panel& panel : panels) {
-          if (!is_sliced(panel)) sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
+          if (is_sliced(panel)) continue;
+          reader.prefetch_next(panel.survey, k, depth);
+          sum_chunk(panel, reader.decode(panel.survey, k, depth), k, depth);
         }
       });
       for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
@@ -100,14 +107,14 @@ class PanelJob {
 
   /// Panels of `count` that pass over the activations together.
   std::int64_t panels_at_once(std::int64_t count) const {
-    if (!scratch_.reader->reads_any_panel() || is_decoded_on_the_way()) return 1;
+    if (!scratch_.reader->reads_any_panel() || !problem_.lined.empty()) return 1;
     // Few activations stay in the second cache as a whole: then weight rows are read in one go.
     constexpr std::int64_t kCached = 32768;
     return problem_.x.count() * problem_.depth() <= kCached ? kPanelsOfRow : count;
   }
 
   void prepare(Panel& panel, std::int64_t first) {
-    scratch_.reader->survey(first, panel.survey);
+    scratch_.reader->survey(first, problem_.most_bits, panel.survey);
     panel.room = kSumBits;
     panel.finite = true;
     for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {
@@ -170,12 +177,6 @@ class PanelJob {
     }
   }
 
-  /// So few rows that weights are decoded once for each rather than stored and loaded.
-  bool is_decoded_on_the_way() const {
-    constexpr std::int64_t kFewRows = 2;
-    return !problem_.sliced.empty() && problem_.x.count() <= kFewRows;
-  }
-
   bool is_sliced(const Panel& panel) const {
     return !problem_.sliced.empty() && panel.parts == nullptr;
   }
@@ -193,30 +194,30 @@ class PanelJob {
     const std::size_t steps = to_size(problem_.sliced.front().block_cols()) / simd::kSliceStep;
     WeightReader& reader = *scratch_.reader;
     const simd::SliceKernels& kernels = *problem_.kernels.slices;
-    if (is_decoded_on_the_way()) {
-      for (Panel& panel : panels.first(count)) {
-        const WeightReader::CodedSlices slices = reader.slice_codes(panel.survey, k, depth);
-        for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-          kernels.dot_codes(sliced(row).chunk(chunk), steps, slices.codes, slices.scales,
-                            panel.sums.data() + row * kPanelColumns);
-        }
-      }
-    } else {
-      std::array<WeightReader::Slices, simd::kSlicePanels> slices;
+    std::array<WeightReader::Slices, simd::kSlicePanels> slices;
+    for (std::size_t p = 0; p < count; ++p) {
+      slices[p] = reader.decode_slices(panels[p].survey, p, k, depth);
+    }
+    for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+      std::array<simd::SlicePanel, simd::kSlicePanels> at;
       for (std::size_t p = 0; p < count; ++p) {
-        slices[p] = reader.decode_slices(panels[p].survey, p, k, depth);
+        at[p] = {slices[p].weights, slices[p].scales, panels[p].sums.data() + row * kPanelColumns};
       }
-      for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
-        std::array<simd::SlicePanel, simd::kSlicePanels> at;
-        for (std::size_t p = 0; p < count; ++p) {
-          at[p] = {slices[p].weights, slices[p].scales,
-                   panels[p].sums.data() + row * kPanelColumns};
-        }
-        kernels.dot(sliced(row).chunk(chunk), steps, at.data(), count);
-      }
+      kernels.dot(sliced(row).chunk(chunk), steps, at.data(), count);
     }
     for (Panel& panel : panels.first(count)) add_left_out(panel, k, depth);
     return count;
+  }
+
+  /// All columns of K, along each weight row.
+  void sum_lines(Panel& panel) {
+    if (!is_sliced(panel)) return;
+    for (std::int64_t row = 0; row < problem_.x.count(); ++row) {
+      const simd::LineChunk* x = problem_.lined[to_size(problem_.x.chosen(row))].chunks();
+      problem_.kernels.lines->dot(x, scratch_.reader->lines(panel.survey),
+                                  panel.sums.data() + row * kPanelColumns);
+    }
+    add_left_out(panel, 0, problem_.depth());
   }
 
   const SlicedRow& sliced(std::int64_t row) const {
@@ -227,24 +228,21 @@ class PanelJob {
   void add_left_out(Panel& panel, std::int64_t k, std::int64_t depth) {
     if (problem_.left_out.empty()) return;
     const std::int64_t cols = problem_.sliced.front().block_cols();
-    for (std::int64_t begin = k; begin < k + depth; begin += kDepthChunk) {
-      const std::int64_t end = std::min(begin + kDepthChunk, k + depth);
-      const double* weights = nullptr;
-      for (const std::int64_t row : problem_.left_out) {
-        for (const std::uint8_t block : sliced(row).left_out(k / kSliceChunk)) {
-          const std::int64_t first = k + block * cols;
-          if (first < begin || first >= end) continue;
-          if (weights == nullptr) {
-            weights = scratch_.reader->decode(panel.survey, begin, end - begin);
-          }
-          double sums[simd::kPanelColumns];
-          problem_.kernels.gemm->dot(problem_.x.values(row).data() + first, 1,
-                                     weights + (first - begin) * kPanelColumns,
-                                     to_size(std::min(first + cols, end) - first), false, sums);
-          double* to = panel.sums.data() + row * kPanelColumns;
-          for (std::size_t j = 0; j < simd::kPanelColumns; ++j) to[j] += sums[j];
-        }
+    const auto before = [=](const GemmProblem::LeftOut& at, std::int64_t col) {
+      return at.block * cols < col;
+    };
+    const auto begin =
+        std::lower_bound(problem_.left_out.begin(), problem_.left_out.end(), k, before);
+    const auto end = std::lower_bound(begin, problem_.left_out.end(), k + depth, before);
+    const double* weights = nullptr;
+    for (auto at = begin; at != end; ++at) {
+      const std::int64_t first = at->block * cols;
+      const std::int64_t count = std::min(cols, k + depth - first);
+      if (at == begin || at->block != std::prev(at)->block) {
+        weights = scratch_.reader->decode(panel.survey, first, count);
       }
+      problem_.kernels.gemm->dot(problem_.x.values(at->row).data() + first, 1, weights,
+                                 to_size(count), true, panel.sums.data() + at->row * kPanelColumns);
     }
   }
 
@@ -307,15 +305,28 @@ bool sums_whole_numbers(const GemmProblem& problem) {
 void slice(GemmProblem& problem, int threads) {
   problem.sliced = problem.x.prepared().sliced(slice_columns(problem.weight), threads);
   std::int64_t blocks = 0;
-  std::int64_t left_out = 0;
   for (std::int64_t row = 0; row < problem.x.count(); ++row) {
     const SlicedRow& sliced = problem.sliced[to_size(problem.x.chosen(row))];
     blocks += sliced.blocks();
-    if (sliced.left_out_blocks() == 0) continue;
-    left_out += sliced.left_out_blocks();
-    problem.left_out.push_back(row);
+    for (std::int64_t c = 0; c < sliced.chunks(); ++c) {
+      const std::int64_t first = c * (kSliceChunk / sliced.block_cols());
+      for (const std::uint8_t block : sliced.left_out(c)) {
+        problem.left_out.push_back({first + block, row});
+      }
+    }
   }
-  if (8 * left_out > blocks) problem.sliced = {};
+  if (8 * std::ssize(problem.left_out) > blocks) {
+    problem.sliced = {};
+    problem.left_out.clear();
+    return;
+  }
+  std::sort(problem.left_out.begin(), problem.left_out.end(),
+            [](const auto& a, const auto& b) { return a.block < b.block; });
+  // So few rows that codes are decoded once for each rather than transposed.
+  constexpr std::int64_t kFewRows = 2;
+  if (problem.x.count() <= kFewRows && has_lines(problem.weight)) {
+    problem.lined = problem.x.prepared().lined(slice_columns(problem.weight), threads);
+  }
 }
 
 }  // namespace

@@ -51,8 +51,14 @@ struct GemmProblem {
   bool wide_weight_scales = false;
   /// [x.prepared().count()]: sums are those of whole numbers, where they are proved; or empty.
   std::span<const SlicedRow> sliced = {};
-  std::vector<std::int64_t> left_out = {};  ///< rows some of whose blocks have no slices
-  const PackedRows* packed = nullptr;       ///< where they are f64 sums
+  std::span<const LinedRow> lined = {};  ///< likewise, where sums go along the weight rows
+  /// A block of columns that has no slices, from the first column on.
+  struct LeftOut {
+    std::int64_t block;
+    std::int64_t row;
+  };
+  std::vector<LeftOut> left_out = {};  ///< in the order of their blocks
+  const PackedRows* packed = nullptr;  ///< where they are f64 sums
 
   std::int64_t segments() const { return std::ssize(measured.bounds) - 1; }
   std::int64_t start(std::int64_t s) const { return measured.bounds[static_cast<std::size_t>(s)]; }

@@ -85,4 +85,16 @@ std::span<const SlicedRow> PreparedRows::sliced(std::int64_t block_cols, int thr
   return sliced_;
 }
 
+std::span<const LinedRow> PreparedRows::lined(std::int64_t block_cols, int threads) const {
+  if (lined_.empty() || lined_.front().block_cols() != block_cols) {
+    const std::span<const SlicedRow> rows = sliced(block_cols, threads);
+    std::vector<LinedRow> made(rows.size());
+    parallel_for<NoScratch>(count(), threads, [&](std::int64_t i, NoScratch&) {
+      made[to_size(i)] = LinedRow(rows[to_size(i)]);
+    });
+    lined_ = std::move(made);
+  }
+  return lined_;
+}
+
 }  // namespace moeref

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/lined_rows.hpp"
 #include "engine/operand.hpp"
 #include "engine/sliced_rows.hpp"
 #include "quant/aligned.hpp"
@@ -44,6 +45,8 @@ class PreparedRows {
   /// The rows in digits, zeros of those that are not finite; made at the first call for a block
   /// size.
   std::span<const SlicedRow> sliced(std::int64_t block_cols, int threads) const;
+  /// The same for sums along weight rows.
+  std::span<const LinedRow> lined(std::int64_t block_cols, int threads) const;
 
  private:
   ScaledMatrix matrix_;
@@ -52,6 +55,7 @@ class PreparedRows {
   std::vector<char> finite_;
   mutable std::optional<Measured> measured_;
   mutable std::vector<SlicedRow> sliced_;
+  mutable std::vector<LinedRow> lined_;
 };
 
 /// The kernels in use. Error: MOEREF_ISA names some that are not available.

@@ -17,7 +17,7 @@ std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value)
 struct Cut {
   std::size_t slices = 0;
   double factor = 0.0;
-  std::array<std::int32_t, simd::slice_pairs(kMostSlices)> starts;
+  std::array<std::int32_t, simd::slice_groups(kMostSlices)> starts;
   std::array<std::int8_t, kMostSlices * kMostCols> digits;
 };
 
@@ -31,7 +31,7 @@ SlicedRow::SlicedRow(std::span<const double> row, std::int64_t block_cols,
   factors_.reserve(blocks);
   constexpr std::size_t kUsualSlices = 3;
   digits_.reserve(kUsualSlices * row.size());
-  starts_.reserve(simd::slice_pairs(kUsualSlices) * blocks);
+  starts_.reserve(simd::slice_groups(kUsualSlices) * blocks);
   for (std::size_t first = 0; first < row.size(); first += to_size(kSliceChunk)) {
     add_chunk(row.subspan(first, std::min(row.size() - first, to_size(kSliceChunk))), kernels);
   }
@@ -66,7 +66,7 @@ void SlicedRow::add_chunk(std::span<const double> numbers, const simd::SliceKern
       digits_.insert(digits_.end(), cut.digits.begin(),
                      cut.digits.begin() + static_cast<std::ptrdiff_t>(slices * cols));
       starts_.insert(starts_.end(), cut.starts.begin(),
-                     cut.starts.begin() + static_cast<std::ptrdiff_t>(simd::slice_pairs(slices)));
+                     cut.starts.begin() + static_cast<std::ptrdiff_t>(simd::slice_groups(slices)));
     }
   }
   for (std::size_t b = 0; b < count; ++b) {
@@ -82,12 +82,6 @@ simd::SliceRow SlicedRow::chunk(std::int64_t chunk) const {
   const Chunk& at = chunks_[to_size(chunk)];
   return {at.counts, blocks_.data() + at.blocks, factors_.data() + at.blocks,
           digits_.data() + at.digits, starts_.data() + at.starts};
-}
-
-std::int64_t SlicedRow::left_out_blocks() const {
-  std::int64_t count = 0;
-  for (const Chunk& chunk : chunks_) count += chunk.left_out;
-  return count;
 }
 
 std::span<const std::uint8_t> SlicedRow::left_out(std::int64_t chunk) const {

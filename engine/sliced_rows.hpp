@@ -22,11 +22,11 @@ class SlicedRow {
             const simd::SliceKernels& kernels);
 
   std::int64_t block_cols() const { return block_cols_; }
+  std::int64_t chunks() const { return std::ssize(chunks_); }
   simd::SliceRow chunk(std::int64_t chunk) const;
   /// The blocks of a chunk whose numbers span too many bits.
   std::span<const std::uint8_t> left_out(std::int64_t chunk) const;
   std::int64_t blocks() const { return std::ssize(blocks_); }
-  std::int64_t left_out_blocks() const;
 
  private:
   struct Chunk {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "engine/packed_rows.hpp"
+#include "engine/row_parts.hpp"
 #include "quant/cast.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/formats.hpp"
@@ -101,6 +102,14 @@ std::int64_t slice_columns(const ScaledMatrix& matrix) {
   return wide ? 32 : kFactorUnit;
 }
 
+bool has_lines(const ScaledMatrix& matrix) {
+  if (slice_columns(matrix) == 0) return false;
+  if (!matrix.scales || has_wide_scales(matrix)) return true;
+  const std::optional<simd::PanelCode> type = panel_code(matrix.scales->format);
+  return (type == simd::PanelCode::e8m0 || type == simd::PanelCode::e4m3) &&
+         matrix.scales->block_cols == slice_columns(matrix) && scale_offset(matrix) == 0;
+}
+
 WeightReader::WeightReader(const ScaledMatrix& matrix, std::span<const std::int64_t> bounds,
                            const simd::KernelTable& kernels)
     : matrix_(matrix), bounds_(bounds), kernels_(kernels), decoder_(matrix) {
@@ -131,12 +140,16 @@ void WeightReader::place(PanelSurvey& survey) const {
     const std::int64_t row = survey.first + std::min(j, survey.columns - 1);
     survey.codes_at[to_size(j)] =
         matrix_.codes.data + code_bytes(element_number(matrix_.codes, row, 0));
-    if (!narrow_scales_) continue;
-    const ScaleGrid& scales = *matrix_.scales;
-    const std::int64_t number = (scales.row_begin + row) / scales.block_rows * scales.row_stride +
-                                scales.col_begin / scales.block_cols;
-    survey.scales_at[to_size(j)] = scales.data + number * scale_bytes_;
-    prefetch(survey.scales_at[to_size(j)] + kPanelColumns * scales.row_stride * scale_bytes_,
+  }
+  if (!narrow_scales_) return;
+  const ScaleGrid& scales = *matrix_.scales;
+  const std::int64_t next = kPanelColumns * scales.row_stride * scale_bytes_;
+  const std::byte* begin = scales.data + scales.col_begin / scales.block_cols * scale_bytes_;
+  for (std::int64_t j = 0; j < kPanelColumns; ++j) {
+    const std::int64_t row = scales.row_begin + survey.first + std::min(j, survey.columns - 1);
+    const std::int64_t block = scales.block_rows == 1 ? row : row / scales.block_rows;
+    survey.scales_at[to_size(j)] = begin + block * scales.row_stride * scale_bytes_;
+    prefetch(survey.scales_at[to_size(j)] + next,
              std::min(scales.row_stride * scale_bytes_, kPrefetched));
   }
 }
@@ -154,38 +167,67 @@ WeightReader::Range WeightReader::range_of(Format format, const simd::Magnitudes
           exponent - form.bias - form.fraction_bits + unused, true};
 }
 
-/// Of `count` codes of every column.
-WeightReader::Ranges WeightReader::ranges_of(
-    Format format, const std::array<const std::byte*, simd::kPanelColumns>& columns,
-    std::int64_t count) const {
+WeightReader::Range WeightReader::product(const Range& codes, const Range& scales) {
+  return {codes.largest * scales.largest, codes.lowest + scales.lowest,
+          codes.finite && scales.finite};
+}
+
+/// Of `count` codes of every column, or of all of them together.
+WeightReader::Ranges WeightReader::ranges_of(Format format,
+                                             std::span<const std::byte* const> columns,
+                                             std::int64_t count, bool together) const {
   const CodeForm& form = *find_form(format);
-  simd::Magnitudes sizes[simd::kPanelColumns];
-  kernels_.gemm->magnitudes(form.bytes, form.mask, form.has_zero, columns.data(), to_size(count),
-                            sizes);
+  const auto sizes_of = [&](std::size_t j, std::int64_t codes) {
+    return kernels_.gemm->magnitudes(form.bytes, form.mask, form.has_zero, columns[j],
+                                     to_size(codes));
+  };
   Ranges ranges;
-  for (std::size_t j = 0; j < ranges.size(); ++j) ranges[j] = range_of(format, sizes[j]);
+  if (!together) {
+    for (std::size_t j = 0; j < columns.size(); ++j) {
+      ranges[j] = range_of(format, sizes_of(j, count));
+    }
+    return ranges;
+  }
+  const std::ptrdiff_t bytes = count * static_cast<std::int64_t>(form.bytes);
+  simd::Magnitudes all{~0u, 0, 0};
+  for (std::size_t j = 0; j < columns.size();) {
+    // Columns that lie side by side are read in one go.
+    std::size_t end = j + 1;
+    while (end < columns.size() && columns[end] - columns[end - 1] == bytes) ++end;
+    const simd::Magnitudes sizes = sizes_of(j, count * static_cast<std::int64_t>(end - j));
+    all.smallest = std::min(all.smallest, sizes.smallest);
+    all.largest = std::max(all.largest, sizes.largest);
+    all.bits |= sizes.bits;
+    j = end;
+  }
+  ranges.fill(range_of(format, all));
   return ranges;
 }
 
 /// Of all narrow scales of the columns.
-WeightReader::Ranges WeightReader::scale_ranges(const PanelSurvey& panel) const {
-  if (narrow_scales_) return ranges_of(matrix_.scales->format, panel.scales_at, scale_blocks_);
+WeightReader::Ranges WeightReader::scale_ranges(const PanelSurvey& panel, bool together) const {
+  if (narrow_scales_) {
+    return ranges_of(matrix_.scales->format,
+                     std::span(panel.scales_at).first(to_size(panel.columns)), scale_blocks_,
+                     together);
+  }
   Ranges ones;
   ones.fill({1.0, 0, true});
   return ones;
 }
 
 /// Of all codes of the columns.
-WeightReader::Ranges WeightReader::code_ranges(const PanelSurvey& panel) const {
+WeightReader::Ranges WeightReader::code_ranges(const PanelSurvey& panel, bool together) const {
   if (type_ == simd::PanelCode::e2m1) {
     Ranges all;
     all.fill({6.0, -1, true});
     return all;
   }
-  return ranges_of(matrix_.codes.format, panel.codes_at, matrix_.cols);
+  return ranges_of(matrix_.codes.format, std::span(panel.codes_at).first(to_size(panel.columns)),
+                   matrix_.cols, together);
 }
 
-void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
+void WeightReader::survey(std::int64_t first, int bits, PanelSurvey& survey) {
   const std::int64_t segments = std::ssize(bounds_) - 1;
   survey.first = first;
   survey.columns = std::min(kPanelColumns, matrix_.rows - first);
@@ -194,15 +236,24 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
   survey.largest.assign(to_size(segments * kPanelColumns), 0.0);
   survey.scales.assign(to_size(segments * kPanelColumns), 1.0);
   survey.factors_from = -1;
+  Ranges scales;
+  Ranges codes;  // of all segments: no code is much larger or smaller than those of its own
+  const auto measure = [&](bool together) {
+    scales = scale_ranges(survey, together);
+    codes = code_ranges(survey, together);
+  };
   if (plain_) {
     place(survey);
+    // Where that reads nothing but scales.
+    const bool together = type_ == simd::PanelCode::e2m1 && segments == 1;
+    measure(together);
+    const Range all = product(codes[0], scales[0]);
+    const bool exact = all.empty() || (all.finite && bits + all.spread() <= kSumBits);
+    if (together && !exact) measure(false);
   } else {
     values_.assign(to_size(matrix_.cols * kPanelColumns), 0.0);
     decoder_.decode(first, survey.columns, values_.data(), 1, kPanelColumns, survey.finite.data());
   }
-  const Ranges scales = plain_ ? scale_ranges(survey) : Ranges{};
-  // Of all segments: no code is much larger or smaller than those of its own.
-  const Ranges codes = plain_ ? code_ranges(survey) : Ranges{};
   for (std::size_t j = 0; j < codes.size(); ++j) survey.largest_code[j] = codes[j].largest;
   for (std::int64_t s = 0; s < segments; ++s) {
     const std::int64_t begin = bounds_[to_size(s)];
@@ -215,10 +266,7 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
       if (!std::isfinite(survey.scales[at])) finite = 0;
       Range range;
       if (plain_) {
-        const Range& scale = scales[to_size(j)];
-        const Range& code = codes[to_size(j)];
-        range = {code.largest * scale.largest, code.lowest + scale.lowest,
-                 code.finite && scale.finite};
+        range = product(codes[to_size(j)], scales[to_size(j)]);
       } else if (finite != 0) {
         // Sums of columns with NaN or infinity mean nothing.
         range = value_range(j, begin, count);
@@ -227,7 +275,7 @@ void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
       if (finite == 0 || range.empty()) continue;
       survey.largest[at] = range.largest;
       int& spread = survey.spread[to_size(j)];
-      spread = std::max(spread, exponent_above(range.largest) - range.lowest);
+      spread = std::max(spread, range.spread());
     }
   }
 }
@@ -254,22 +302,12 @@ WeightReader::Range WeightReader::value_range(std::int64_t column, std::int64_t 
 void WeightReader::find_norms(PanelSurvey& panel, std::array<double, simd::kPanelColumns>& norms) {
   norms.fill(HUGE_VAL);
   if (!plain_ || !narrow_scales_) return;
-  std::array<double, simd::kPanelColumns> squares{};
-  const std::int64_t block_cols = matrix_.scales->block_cols;
-  for (std::int64_t k = 0; k < matrix_.cols; k += kFactorChunk) {
-    const std::int64_t count = std::min(kFactorChunk, matrix_.cols - k);
-    read_factors(panel, k);
-    const std::int64_t blocks = (panel.factors_before + count - 1) / block_cols + 1;
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      // Whole blocks, though one may reach beyond these columns: no sum gets smaller by it.
-      for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
-        const double scale = panel.factors[to_size(b * kPanelColumns) + j];
-        squares[j] += scale * scale * static_cast<double>(std::min(block_cols, count));
-      }
-    }
-  }
+  // Whole blocks, though the first and the last may reach beyond the columns: no sum gets smaller.
+  const auto cols = static_cast<double>(std::min(matrix_.scales->block_cols, matrix_.cols));
   for (std::size_t j = 0; j < to_size(panel.columns); ++j) {
-    norms[j] = panel.largest_code[j] * std::sqrt(squares[j]) * (1.0 + 0x1p-30);
+    const double squares =
+        kernels_.gemm->squares(scale_type_, panel.scales_at[j], to_size(scale_blocks_));
+    norms[j] = panel.largest_code[j] * std::sqrt(cols * squares) * (1.0 + 0x1p-30);
   }
 }
 
@@ -321,23 +359,28 @@ void WeightReader::read_factors(PanelSurvey& panel, std::int64_t k) {
   panel.factors_before = position % block_cols;
 }
 
-simd::PanelCodes WeightReader::codes_of(const PanelSurvey& panel, std::int64_t k,
-                                        std::int64_t count) const {
-  const std::int64_t bytes = code_bytes(count);
-  const std::int64_t next = code_bytes(kPanelColumns * matrix_.codes.row_stride);
+simd::PanelCodes WeightReader::codes_of(const PanelSurvey& panel, std::int64_t k) const {
   simd::PanelCodes codes;
   codes.type = type_;
   const std::int64_t offset = code_bytes(k);
   for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
     codes.columns[j] = panel.codes_at[j] + offset;
-    prefetch(codes.columns[j] + next, bytes);  // the same of the next panel
   }
   return codes;
 }
 
+void WeightReader::prefetch_next(const PanelSurvey& panel, std::int64_t k,
+                                 std::int64_t count) const {
+  if (!plain_) return;
+  const std::int64_t next = code_bytes(kPanelColumns * matrix_.codes.row_stride);
+  for (const std::byte* codes : panel.codes_at) {
+    prefetch(codes + code_bytes(k) + next, code_bytes(count));
+  }
+}
+
 const double* WeightReader::decode(PanelSurvey& panel, std::int64_t k, std::int64_t count) {
   if (!plain_) return values_.data() + k * kPanelColumns;
-  simd::PanelCodes codes = codes_of(panel, k, count);
+  simd::PanelCodes codes = codes_of(panel, k);
   std::int64_t before = 0;
   if (narrow_scales_) {
     read_factors(panel, k);
@@ -384,8 +427,9 @@ const double* WeightReader::slice_scales(PanelSurvey& panel, AlignedVector<doubl
 WeightReader::Slices WeightReader::decode_slices(PanelSurvey& panel, std::size_t place,
                                                  std::int64_t k, std::int64_t count) {
   SliceBuffer& buffer = slices_[place];
+  prefetch_next(panel, k, count);
   buffer.weights.resize(to_size(kSliceChunk * kPanelColumns));
-  decode_units(codes_of(panel, k, count), count,
+  decode_units(codes_of(panel, k), count,
                [&](const simd::PanelCodes& unit, std::int64_t cols, std::int64_t done) {
                  kernels_.slices->decode(unit, to_size(cols),
                                          buffer.weights.data() + done * kPanelColumns);
@@ -393,22 +437,9 @@ WeightReader::Slices WeightReader::decode_slices(PanelSurvey& panel, std::size_t
   return {buffer.weights.data(), slice_scales(panel, buffer.scales, k, count)};
 }
 
-WeightReader::CodedSlices WeightReader::slice_codes(PanelSurvey& panel, std::int64_t k,
-                                                    std::int64_t count) {
-  SliceBuffer& buffer = slices_[0];
-  CodedSlices slices{codes_of(panel, k, count), slice_scales(panel, buffer.scales, k, count)};
-  if (count % slice_cols_ == 0) return slices;
-  // The last block is ragged: the row may end inside.
-  const std::int64_t stride = code_bytes(kSliceChunk);
-  buffer.weights.resize(to_size(kSliceChunk * kPanelColumns));
-  auto* copies = reinterpret_cast<std::byte*>(buffer.weights.data());
-  for (std::size_t j = 0; j < simd::kPanelColumns; ++j) {
-    std::byte* copy = copies + static_cast<std::int64_t>(j) * stride;
-    std::memset(copy, 0, to_size(stride));
-    std::memcpy(copy, slices.codes.columns[j], to_size(code_bytes(count)));
-    slices.codes.columns[j] = copy;
-  }
-  return slices;
+simd::LineWeights WeightReader::lines(const PanelSurvey& panel) const {
+  return {panel.codes_at.data(), narrow_scales_ ? panel.scales_at.data() : nullptr, scale_type_,
+          to_size(matrix_.cols), to_size(slice_cols_)};
 }
 
 void WeightReader::decode_row(std::int64_t row, std::span<double> values) {

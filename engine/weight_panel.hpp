@@ -41,6 +41,9 @@ struct PanelSurvey {
 /// weights are not E2M1, or scales change inside.
 std::int64_t slice_columns(const ScaledMatrix& matrix);
 
+/// Whether each of those blocks has a narrow scale of its own, or none has.
+bool has_lines(const ScaledMatrix& matrix);
+
 /// Reads a weight matrix panel by panel. Storage that lies as checkpoints have it (codes of a row
 /// side by side, scales of whole blocks) is decoded by vector code, all other by OperandDecoder.
 class WeightReader {
@@ -53,12 +56,14 @@ class WeightReader {
 
   /// Panels that can be surveyed before they are decoded: 1, or any number.
   bool reads_any_panel() const { return plain_; }
-  void survey(std::int64_t first, PanelSurvey& survey);
+  /// Columns are told apart only where the sums of rows that span `bits` might not be exact.
+  void survey(std::int64_t first, int bits, PanelSurvey& survey);
   /// Upper bounds of the root of the sum of squares of each column, for storage that vector code
   /// reads and scales of blocks; else infinity.
   void find_norms(PanelSurvey& panel, std::array<double, simd::kPanelColumns>& norms);
   /// Values [count, kPanelColumns] of columns k .. k + count - 1 of a surveyed panel, k a multiple
-  /// of kDepthChunk, count at most that; valid until the next call.
+  /// of kFactorUnit, count at most kDepthChunk and in one chunk of kFactorChunk; valid until the
+  /// next call.
   const double* decode(PanelSurvey& panel, std::int64_t k, std::int64_t count);
 
   /// Columns of K for whole numbers, in blocks of slice_columns().
@@ -69,12 +74,11 @@ class WeightReader {
   /// Columns k .. k + count - 1, k a multiple of kSliceChunk, count at most that; valid until the
   /// next call for the same place below simd::kSlicePanels, or for the panel.
   Slices decode_slices(PanelSurvey& panel, std::size_t place, std::int64_t k, std::int64_t count);
-  struct CodedSlices {
-    simd::PanelCodes codes;  ///< whole blocks, without factors
-    const double* scales;
-  };
-  /// The same before they are decoded, at place 0.
-  CodedSlices slice_codes(PanelSurvey& panel, std::int64_t k, std::int64_t count);
+  /// The columns of a surveyed panel, of a matrix that has lines.
+  simd::LineWeights lines(const PanelSurvey& panel) const;
+
+  /// Brings the same columns of the panel behind into the second cache.
+  void prefetch_next(const PanelSurvey& panel, std::int64_t k, std::int64_t count) const;
 
   /// All values of one weight row.
   void decode_row(std::int64_t row, std::span<double> values);
@@ -86,6 +90,7 @@ class WeightReader {
     int lowest = 4000;     ///< all are multiples of 2^lowest
     bool finite = true;
     bool empty() const { return finite && largest == 0.0; }
+    int spread() const { return exponent_above(largest) - lowest; }
   };
   using Ranges = std::array<Range, simd::kPanelColumns>;
   struct SliceBuffer {
@@ -94,10 +99,11 @@ class WeightReader {
   };
 
   static Range range_of(Format format, const simd::Magnitudes& sizes);
-  Ranges ranges_of(Format format, const std::array<const std::byte*, simd::kPanelColumns>& columns,
-                   std::int64_t count) const;
-  Ranges scale_ranges(const PanelSurvey& panel) const;
-  Ranges code_ranges(const PanelSurvey& panel) const;
+  static Range product(const Range& codes, const Range& scales);
+  Ranges ranges_of(Format format, std::span<const std::byte* const> columns, std::int64_t count,
+                   bool together) const;
+  Ranges scale_ranges(const PanelSurvey& panel, bool together) const;
+  Ranges code_ranges(const PanelSurvey& panel, bool together) const;
   bool shares_scales(std::int64_t row) const;
   Range value_range(std::int64_t column, std::int64_t begin, std::int64_t count);
   void place(PanelSurvey& survey) const;
@@ -105,7 +111,7 @@ class WeightReader {
   void read_factors(PanelSurvey& panel, std::int64_t k);
   const double* slice_scales(PanelSurvey& panel, AlignedVector<double>& scales, std::int64_t k,
                              std::int64_t count);
-  simd::PanelCodes codes_of(const PanelSurvey& panel, std::int64_t k, std::int64_t count) const;
+  simd::PanelCodes codes_of(const PanelSurvey& panel, std::int64_t k) const;
   template <typename Decode>
   void decode_units(simd::PanelCodes codes, std::int64_t count, Decode decode);
 

@@ -22,18 +22,22 @@ extern const EncodeKernels encode_kernels;
 extern const DecodeKernels decode_kernels;
 extern const MatrixKernels matrix_kernels;
 extern const ApproxKernels approx_kernels;
+extern const FunctionKernels function_kernels;
 }  // namespace avx512
 namespace avx512vnni {
 extern const SliceKernels slice_kernels;
+extern const LineKernels line_kernels;
 
 /// AVX-512's loops and those that need byte products.
 const KernelTable table{"avx512vnni",
                         &avx512::gemm_kernels,
                         &slice_kernels,
+                        &line_kernels,
                         &avx512::encode_kernels,
                         &avx512::decode_kernels,
                         &avx512::matrix_kernels,
-                        &avx512::approx_kernels};
+                        &avx512::approx_kernels,
+                        &avx512::function_kernels};
 }  // namespace avx512vnni
 #endif
 #if defined(MOEREF_HAVE_NEON_KERNELS)

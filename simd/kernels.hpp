@@ -6,7 +6,9 @@
 #include "simd/approx.hpp"
 #include "simd/decode.hpp"
 #include "simd/encode.hpp"
+#include "simd/functions.hpp"
 #include "simd/gemm.hpp"
+#include "simd/lines.hpp"
 #include "simd/matrix.hpp"
 #include "simd/slices.hpp"
 
@@ -19,10 +21,12 @@ struct KernelTable {
 
   const GemmKernels* gemm;
   const SliceKernels* slices;  ///< null: none; f64 sums are the definition
+  const LineKernels* lines;    ///< null where slices are
   const EncodeKernels* encode;
   const DecodeKernels* decode;
   const MatrixKernels* matrix;
   const ApproxKernels* approx;
+  const FunctionKernels* functions;
 };
 
 /// The table with this name, or nullptr if this build or this CPU lacks it.

@@ -2,7 +2,8 @@
 
 namespace moeref::simd::scalar {
 
-const KernelTable table{"scalar",        &gemm_kernels,   nullptr,        &encode_kernels,
-                        &decode_kernels, &matrix_kernels, &approx_kernels};
+const KernelTable table{"scalar",        &gemm_kernels,   nullptr,
+                        nullptr,         &encode_kernels, &decode_kernels,
+                        &matrix_kernels, &approx_kernels, &function_kernels};
 
 }  // namespace moeref::simd::scalar

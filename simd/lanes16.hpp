@@ -54,6 +54,21 @@ inline U32 load_halves(const std::byte* from) {
 #endif
 }
 
+/// kWordLanes bytes, zero-extended.
+inline U32 load_bytes(const std::byte* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__x86_64__)
+  return _mm_cvtepu8_epi32(_mm_loadu_si32(from));
+#else
+  std::uint32_t bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes)))));
+#endif
+}
+
 inline U32 load_words(const std::byte* from) {
 #if defined(__AVX512F__)
   return _mm512_loadu_si512(from);

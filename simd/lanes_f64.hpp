@@ -8,7 +8,18 @@ namespace moeref::simd::MOEREF_ISA {
 namespace {
 
 using F64 = xsimd::batch<double, MOEREF_ARCH>;
+using U64 = xsimd::batch<std::uint64_t, MOEREF_ARCH>;
 constexpr std::size_t kLanes = F64::size;
+
+/// The sum of the lanes, in halves.
+inline double sum_lanes(F64 values) {
+  double lanes[kLanes];
+  values.store_unaligned(lanes);
+  for (std::size_t count = kLanes / 2; count > 0; count /= 2) {
+    for (std::size_t i = 0; i < count; ++i) lanes[i] += lanes[i + count];
+  }
+  return lanes[0];
+}
 
 /// a * b + c. xsimd 8.1 has no fused one for AVX-512; where there is one, fused or not is the same
 /// for exact sums.

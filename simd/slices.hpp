@@ -27,8 +27,19 @@ constexpr std::size_t slice_column(std::size_t step, std::size_t i) {
   return 8 * (step / 2) + step % 2 + 2 * i;
 }
 
-/// Slices are summed in pairs; a last one may be alone.
-constexpr std::size_t slice_pairs(std::size_t slices) { return (slices + 1) / 2; }
+/// Slices whose sums one 32-bit integer holds together are a group: up to three are one, four and
+/// five are two of which the first has two slices.
+constexpr std::size_t slice_groups(std::size_t slices) { return slices <= 3 ? 1 : 2; }
+constexpr std::size_t slices_of_group(std::size_t slices, std::size_t group) {
+  if (slice_groups(slices) == 1) return slices;
+  return group == 0 ? 2 : slices - 2;
+}
+/// The largest number, in units of its block, that is written in so many slices; three hold less
+/// than they could, so that their sum over a block is below 2^31.
+constexpr double slice_reach(std::size_t slices) {
+  constexpr double kReaches[kMostSlices] = {0x7Fp0, 0x7F7Fp0, 0x1p22, 0x7F7F'7F7Fp0, 0x1p38 - 1.0};
+  return kReaches[slices - 1];
+}
 
 /// The blocks of one row in a chunk of columns: first those of one slice, then those of two, and so
 /// on. Everything lies in that order.
@@ -37,8 +48,8 @@ struct SliceRow {
   const std::uint8_t* blocks = nullptr;  ///< their numbers in the chunk
   const double* factors = nullptr;       ///< half of what a whole number stands for
   const std::int8_t* digits = nullptr;   ///< of each block [slices, steps, kSliceStep]
-  /// Of each block [slice_pairs]: -kWeightOffset * (sum of digits + 256 * sum of those of the
-  /// second slice).
+  /// Of each block [slice_groups]: -kWeightOffset * the sum of what the digits of a group stand
+  /// for, in units of its first slice.
   const std::int32_t* starts = nullptr;
 };
 
@@ -64,9 +75,6 @@ struct SliceKernels {
   /// Blocks of 4 or 8 steps, up to kSlicePanels panels: sums[j] += for each block: scales[j] *
   /// factor * sum of whole number * 2 w.
   void (*dot)(const SliceRow& row, std::size_t steps, const SlicePanel* panels, std::size_t count);
-  /// The same of one panel whose codes are decoded on the way. All blocks lie whole in the codes.
-  void (*dot_codes)(const SliceRow& row, std::size_t steps, const PanelCodes& codes,
-                    const double* scales, double* sums);
 };
 
 }  // namespace moeref::simd

@@ -47,12 +47,11 @@ std::size_t slice_cut_steps(const double* numbers, std::int8_t* digits, std::int
   const double largest = __builtin_bit_cast(double, high[0]);
   if (largest == 0.0) lowest = 1.0;
   constexpr double kSmallest = 0x1p-900;  // its reciprocal is an f64 number
-  constexpr double kReach = 0x1p38;       // of kMostSlices digits
-  if (lowest < kSmallest || largest >= kReach * lowest) return 0;
+  constexpr std::size_t kMost = moeref::simd::kMostSlices;
+  if (lowest < kSmallest || largest > moeref::simd::slice_reach(kMost) * lowest) return 0;
   const double scale = 1.0 / lowest;  // powers of two
-  // n digits reach 127 (256^n - 1) / 255.
   std::size_t slices = 1;
-  for (double reach = 127.0; largest * scale > reach; reach = 256.0 * reach + 127.0) ++slices;
+  while (largest * scale > moeref::simd::slice_reach(slices)) ++slices;
   // With 128 in every digit, digits are the bytes of a number that is not negative.
   const std::uint64_t middle = 0x80'8080'8080ull & ((1ull << (8 * slices)) - 1);
   constexpr double kShift = 0x1.8p52;  // makes the low bits of an f64 number those of an integer
@@ -73,13 +72,18 @@ std::size_t slice_cut_steps(const double* numbers, std::int8_t* digits, std::int
           static_cast<std::int8_t>(static_cast<std::uint8_t>(ordered[i] >> (8 * s) ^ 0x80));
     }
   }
-  for (std::size_t pair = 0; pair < moeref::simd::slice_pairs(slices); ++pair) {
-    std::int32_t sum = 0;
+  std::size_t first = 0;  // slice of the group
+  for (std::size_t group = 0; group < moeref::simd::slice_groups(slices); ++group) {
+    const std::size_t count = moeref::simd::slices_of_group(slices, group);
+    const std::uint64_t mask = (1ull << (8 * count)) - 1;
+    std::int64_t sum = 0;
     for (std::size_t i = 0; i < kCols; ++i) {
-      sum += static_cast<std::int32_t>(whole[i] >> (16 * pair) & 0xFFFF);
+      sum += static_cast<std::int64_t>(whole[i] >> (8 * first) & mask);
     }
-    const auto shift = static_cast<std::int32_t>(middle >> (16 * pair) & 0xFFFF);
-    starts[pair] = -moeref::simd::kWeightOffset * (sum - static_cast<std::int32_t>(kCols) * shift);
+    const auto shift = static_cast<std::int64_t>(middle >> (8 * first) & mask);
+    starts[group] = static_cast<std::int32_t>(-moeref::simd::kWeightOffset *
+                                              (sum - static_cast<std::int64_t>(kCols) * shift));
+    first += count;
   }
   *factor = 0.5 * lowest;
   return slices;

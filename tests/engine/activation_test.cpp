@@ -2,12 +2,18 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <limits>
+#include <random>
 #include <stdexcept>
 #include <vector>
+
+#include "engine/activation_gates.hpp"
+#include "simd/kernels.hpp"
 
 namespace moeref {
 namespace {
@@ -209,6 +215,88 @@ TEST(Activation, AddsBetaExactly) {
   const float tie = activate(long_sum, odd_gate, 0.0f);
   EXPECT_EQ(bits_of(activate(long_sum, odd_gate, least)), bits_of(tie) + 1);
   EXPECT_EQ(bits_of(activate(long_sum, odd_gate, -least)), bits_of(tie));
+}
+
+/// Ends, thresholds of every form, ordinary numbers, and pairs whose results are ties.
+std::vector<float> gates_and_ups(std::size_t count, std::mt19937_64& random) {
+  const float special[] = {0.0f,
+                           -0.0f,
+                           kInfinity,
+                           -kInfinity,
+                           kNan,
+                           std::numeric_limits<float>::max(),
+                           -std::numeric_limits<float>::max(),
+                           std::numeric_limits<float>::denorm_min(),
+                           7.0f,
+                           std::nextafter(7.0f, 8.0f),
+                           -7.0f,
+                           7.006f,
+                           300.0f,
+                           -300.5f,
+                           176.5f,
+                           -24.0f,
+                           24.25f};
+  std::vector<float> values;
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  while (values.size() < count) {
+    switch (random() % 4) {
+      case 0:
+        values.push_back(special[random() % std::size(special)]);
+        break;
+      case 1:  // any bits
+        values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(random())));
+        break;
+      default:
+        values.push_back(normal(random));
+    }
+  }
+  return values;
+}
+
+TEST(Activation, IsTheSameForManyPairsOnEveryInstructionSet) {
+  std::mt19937_64 random(8);
+  const char* before = simd::active_kernels()->isa;
+  for (const char* const* isa = simd::available_isas(); *isa != nullptr; ++isa) {
+    ASSERT_TRUE(simd::use_kernels(*isa));
+    for (const ActivationParameters& p : all_forms()) {
+      for (const Format output : {Format::f32, Format::bf16, Format::f16}) {
+        for (const std::size_t count : {1u, 15u, 16u, 17u, 999u}) {
+          const std::vector<float> gate = gates_and_ups(count, random);
+          const std::vector<float> up = gates_and_ups(count, random);
+          std::vector<float> out(count + 1, 5.0f);
+          activate_all(p, gate, up, output, std::span(out).first(count));
+          EXPECT_EQ(out.back(), 5.0f) << "written beyond the results";
+          for (std::size_t i = 0; i < count; ++i) {
+            EXPECT_EQ(bits_of(out[i]), bits_of(activate(p, gate[i], up[i], output)))
+                << *isa << ", form " << static_cast<int>(p.form) << ", gate " << gate[i] << ", up "
+                << up[i];
+          }
+        }
+      }
+    }
+  }
+  ASSERT_TRUE(simd::use_kernels(before));
+}
+
+TEST(Activation, FindsSigmoidsAsTheScalarFunctionDoes) {
+  std::mt19937_64 random(9);
+  std::uniform_real_distribution<double> uniform(-1.0, 1.0);
+  std::array<double, simd::ExpTable::kSteps> powers;
+  for (std::size_t j = 0; j < powers.size(); ++j) powers[j] = exact::kExpTable[j].hi;
+  const simd::ExpTable table{powers.data(), exact::kStepsPerUnit, exact::kStep1, exact::kStepRest};
+  for (const char* const* isa = simd::available_isas(); *isa != nullptr; ++isa) {
+    for (std::size_t count = 1; count < 200; ++count) {
+      std::vector<double> z(count);
+      for (double& value : z) {
+        value = uniform(random) * (random() % 2 == 0 ? 300.0 : 1.0);
+        if (random() % 16 == 0) value = random() % 2 == 0 ? 0.0 : -300.0;
+      }
+      std::vector<double> s(count + 1, 5.0);
+      simd::find_kernels(*isa)->functions->sigmoid(table, z.data(), count, s.data());
+      EXPECT_EQ(s.back(), 5.0) << "written beyond the results";
+      for (std::size_t i = 0; i < count; ++i) EXPECT_EQ(s[i], gates::sigmoid(z[i])) << *isa;
+    }
+  }
 }
 
 TEST(ParametersFor, PrefersTheValuesOfTheExpert) {

@@ -161,15 +161,15 @@ TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
           }
         }
         for (const bool skips_zero : {false, true}) {
-          simd::Magnitudes found[kPanelColumns];
-          loops().magnitudes(bytes, mask, skips_zero, columns, count, found);
           for (std::size_t j = 0; j < kPanelColumns; ++j) {
-            EXPECT_EQ(found[j].largest, largest[j]);
-            EXPECT_EQ(found[j].bits, any[j]);
+            const simd::Magnitudes found =
+                loops().magnitudes(bytes, mask, skips_zero, columns[j], count);
+            EXPECT_EQ(found.largest, largest[j]);
+            EXPECT_EQ(found.bits, any[j]);
             if (skips_zero && largest[j] == 0) {
-              EXPECT_GT(found[j].smallest, found[j].largest);
+              EXPECT_GT(found.smallest, found.largest);
             } else {
-              EXPECT_EQ(found[j].smallest, smallest[skips_zero ? 1 : 0][j])
+              EXPECT_EQ(found.smallest, smallest[skips_zero ? 1 : 0][j])
                   << bytes << " bytes, " << count << " codes";
             }
           }
@@ -177,6 +177,15 @@ TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
       }
     }
   }
+}
+
+/// Slice `s` of a group; the ends of what it can be, too.
+std::int8_t random_digit(std::size_t s, std::mt19937_64& random) {
+  const int least = s == 2 ? -64 : -128;
+  const int most = s == 2 ? 63 : 127;
+  if (random() % 4 == 0) return static_cast<std::int8_t>(random() % 2 == 0 ? least : most);
+  return static_cast<std::int8_t>(
+      least + static_cast<int>(random() % static_cast<unsigned>(most - least + 1)));
 }
 
 /// The blocks of a row as SliceRow has them.
@@ -203,19 +212,13 @@ struct SlicedBlocks {
     ++counts[slices - 1];
     blocks.push_back(static_cast<std::uint8_t>(block));
     factors.push_back(std::ldexp(1.0, static_cast<int>(random() % 4)));
-    for (std::size_t s = 0; s < slices; ++s) {
-      std::int32_t sum = 0;
-      for (std::size_t i = 0; i < block_cols; ++i) {
-        // The ends of the range, too.
-        const std::int8_t digit = random() % 4 == 0 ? (random() % 2 == 0 ? -128 : 127)
-                                                    : static_cast<std::int8_t>(random());
-        digits.push_back(digit);
-        sum += digit;
-      }
-      if (s % 2 == 0) {
-        starts.push_back(-simd::kWeightOffset * sum);
-      } else {
-        starts.back() -= simd::kWeightOffset * 256 * sum;
+    for (std::size_t group = 0; group < simd::slice_groups(slices); ++group) {
+      starts.push_back(0);
+      for (std::size_t s = 0; s < simd::slices_of_group(slices, group); ++s) {
+        for (std::size_t i = 0; i < block_cols; ++i) {
+          digits.push_back(random_digit(s, random));
+          starts.back() -= simd::kWeightOffset * digits.back() * (1 << (8 * s));
+        }
       }
     }
   }
@@ -305,9 +308,146 @@ TEST_P(GemmLoops, SumWholeNumbers) {
           EXPECT_EQ(sums[p], expected[p]) << count << " panels, " << steps << " steps";
         }
       }
-      std::vector<double> sums(kPanelColumns + 1, 3.0);
-      kernels.dot_codes(blocks.row(), steps, codes[0], scales[0].data(), sums.data());
-      EXPECT_EQ(sums, expected[0]) << steps << " steps";
+    }
+  }
+}
+
+/// A row in chunks as LineChunk has them, and what it means.
+struct LinedBlocks {
+  std::vector<std::size_t> slices;  ///< of each chunk
+  std::vector<std::vector<std::int8_t>> digits;
+  std::vector<std::vector<double>> factors;
+  std::vector<std::vector<std::int32_t>> starts;
+
+  LinedBlocks(std::size_t cols, std::size_t block_cols, std::mt19937_64& random) {
+    const std::size_t chunk_cols = simd::kLineBlocks * block_cols;
+    for (std::size_t begin = 0; begin < cols; begin += chunk_cols) {
+      // Few enough bits for sums over all columns in f64.
+      const std::size_t count = 1 + random() % (cols > 600 ? 4 : simd::kMostSlices);
+      slices.push_back(count);
+      digits.emplace_back(count * chunk_cols);
+      factors.emplace_back();
+      starts.emplace_back(simd::slice_groups(count) * simd::kLineBlocks);
+      for (std::size_t b = 0; b < simd::kLineBlocks; ++b) {
+        factors.back().push_back(random() % 2 == 0 ? 1.0 : 2.0);
+        std::size_t slice = 0;
+        for (std::size_t group = 0; group < simd::slice_groups(count); ++group) {
+          std::int32_t& start = starts.back()[group * simd::kLineBlocks + b];
+          for (std::size_t s = 0; s < simd::slices_of_group(count, group); ++s, ++slice) {
+            for (std::size_t i = 0; i < block_cols; ++i) {
+              if (begin + b * block_cols + i >= cols) continue;  // zeros
+              std::int8_t& digit =
+                  digits.back()[slice * chunk_cols + simd::line_digit(b, i, block_cols)];
+              digit = random_digit(s, random);
+              start -= simd::kWeightOffset * digit * (1 << (8 * s));
+            }
+          }
+        }
+      }
+    }
+  }
+
+  std::vector<simd::LineChunk> chunks() const {
+    std::vector<simd::LineChunk> made;
+    for (std::size_t c = 0; c < slices.size(); ++c) {
+      made.push_back({slices[c], digits[c].data(), factors[c].data(), starts[c].data()});
+    }
+    return made;
+  }
+
+  /// The number in column `col`.
+  double value(std::size_t col, std::size_t block_cols) const {
+    const std::size_t chunk_cols = simd::kLineBlocks * block_cols;
+    const std::size_t c = col / chunk_cols;
+    const std::size_t b = col % chunk_cols / block_cols;
+    std::int64_t whole = 0;
+    for (std::size_t s = slices[c]; s-- > 0;) {
+      whole = whole * 256 +
+              digits[c][s * chunk_cols + simd::line_digit(b, col % block_cols, block_cols)];
+    }
+    return 2.0 * static_cast<double>(whole) * factors[c][b];
+  }
+};
+
+TEST_P(GemmLoops, SumWholeNumbersAlongWeightRows) {
+  const simd::KernelTable& table = *simd::find_kernels(GetParam().c_str());
+  const simd::LineKernels& kernels =
+      table.lines != nullptr ? *table.lines : simd::scalar::line_kernels;
+  std::mt19937_64 random(16);
+  for (const std::size_t block_cols : {16u, 32u}) {
+    for (const Format scale : {Format::e8m0, Format::e4m3, Format::f32}) {
+      for (int trial = 0; trial < 60; ++trial) {
+        const std::size_t cols = 1 + random() % (trial % 4 == 0 ? 3000 : 600);
+        const std::size_t blocks = (cols + block_cols - 1) / block_cols;
+        const LinedBlocks row(cols, block_cols, random);
+        // Each weight row in storage of its own: not a byte more than there are codes.
+        std::vector<std::vector<std::byte>> codes(kPanelColumns);
+        std::vector<std::vector<std::byte>> scales(kPanelColumns);
+        std::vector<const std::byte*> code_rows;
+        std::vector<const std::byte*> scale_rows;
+        for (std::size_t j = 0; j < kPanelColumns; ++j) {
+          codes[j].resize((cols + 1) / 2);
+          for (std::byte& byte : codes[j]) byte = static_cast<std::byte>(random());
+          scales[j].resize(blocks);
+          for (std::byte& byte : scales[j]) {
+            // 1 and 2; E4M3 has zero, too.
+            byte = scale == Format::e8m0
+                       ? static_cast<std::byte>(127 + random() % 2)
+                       : static_cast<std::byte>(random() % 8 == 0 ? 0 : 0x38 + 8 * (random() % 2));
+          }
+          code_rows.push_back(codes[j].data());
+          scale_rows.push_back(scales[j].data());
+        }
+        simd::LineWeights weights;
+        weights.codes = code_rows.data();
+        if (scale != Format::f32) weights.scales = scale_rows.data();
+        weights.scale_type = scale == Format::e8m0 ? simd::PanelCode::e8m0 : simd::PanelCode::e4m3;
+        weights.cols = cols;
+        weights.block_cols = block_cols;
+        std::vector<double> sums(kPanelColumns + 1, 3.0);
+        kernels.dot(row.chunks().data(), weights, sums.data());
+        EXPECT_EQ(sums.back(), 3.0) << "written beyond the sums";
+        for (std::size_t j = 0; j < kPanelColumns; ++j) {
+          double expected = 0.0;  // exact: below 2^53
+          for (std::size_t col = 0; col < cols; ++col) {
+            const auto at = static_cast<std::int64_t>(col);
+            const double weight = decode(
+                Format::e2m1, read_code(codes[j].data(), Format::e2m1, NibbleOrder::low_first, at));
+            const double factor =
+                scale == Format::f32
+                    ? 1.0
+                    : decode(scale, std::to_integer<std::uint32_t>(scales[j][col / block_cols]));
+            expected += row.value(col, block_cols) * weight * factor;
+          }
+          EXPECT_EQ(sums[j], expected) << cols << " columns in blocks of " << block_cols;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(GemmLoops, SumSquaresOfCodes) {
+  const std::pair<simd::PanelCode, Format> types[] = {{simd::PanelCode::e4m3, Format::e4m3},
+                                                      {simd::PanelCode::e8m0, Format::e8m0},
+                                                      {simd::PanelCode::bf16, Format::bf16},
+                                                      {simd::PanelCode::f16, Format::f16}};
+  std::mt19937_64 random(17);
+  for (const auto& [type, format] : types) {
+    const std::size_t bytes = format == Format::bf16 || format == Format::f16 ? 2 : 1;
+    for (std::size_t count = 1; count < 100; ++count) {
+      std::vector<std::byte> codes(bytes * count);
+      double expected = 0.0;
+      for (std::size_t i = 0; i < count; ++i) {
+        // Neither NaN nor infinity.
+        const auto code =
+            static_cast<std::uint16_t>(random() % 0x7F + (bytes == 2 ? (random() % 0x60) << 8 : 0));
+        std::memcpy(codes.data() + bytes * i, &code, bytes);
+        const double value = decode(format, code);
+        expected += value * value;
+      }
+      const double sum = loops().squares(type, codes.data(), count);
+      EXPECT_GE(sum, expected * (1.0 - 0x1p-45));
+      EXPECT_LE(sum, expected * (1.0 + 0x1p-45) + 16 * 0x1p-254);
     }
   }
 }
@@ -328,11 +468,11 @@ TEST_P(GemmLoops, CutNumbersIntoTheDigitsThatTheyAre) {
         if (random() % 8 == 0) number = random() % 2 == 0 ? 0.0 : -0.0;
       }
       std::vector<std::int8_t> digits(simd::kMostSlices * cols + 1, 99);
-      std::int32_t starts[simd::slice_pairs(simd::kMostSlices)];
+      std::int32_t starts[simd::slice_groups(simd::kMostSlices)];
       double factor = 0.0;
       const std::size_t slices = kernels.cut(numbers.data(), steps, digits.data(), starts, &factor);
       std::vector<std::int8_t> expected_digits(simd::kMostSlices * cols + 1, 99);
-      std::int32_t expected_starts[simd::slice_pairs(simd::kMostSlices)];
+      std::int32_t expected_starts[simd::slice_groups(simd::kMostSlices)];
       double expected_factor = 0.0;
       ASSERT_EQ(slices,
                 simd::scalar::slice_kernels.cut(numbers.data(), steps, expected_digits.data(),
@@ -364,17 +504,24 @@ TEST_P(GemmLoops, CutNumbersIntoTheDigitsThatTheyAre) {
           largest = std::max(largest, std::fabs(static_cast<double>(whole)));
         }
       }
-      if (slices > 1) {
-        EXPECT_GT(largest, std::ldexp(0.49, 8 * static_cast<int>(slices - 1)));
-      }
-      for (std::size_t pair = 0; pair < simd::slice_pairs(slices); ++pair) {
-        std::int32_t sum = 0;
+      EXPECT_LE(largest, simd::slice_reach(slices));
+      EXPECT_GT(largest, slices == 1 ? -1.0 : simd::slice_reach(slices - 1));
+      const std::int8_t* digit = digits.data();
+      for (std::size_t group = 0; group < simd::slice_groups(slices); ++group) {
+        std::int64_t sum = 0;
+        std::int64_t most = 0;  // of the products with weights of 6
         for (std::size_t i = 0; i < cols; ++i) {
-          sum += digits[2 * pair * cols + i];
-          if (2 * pair + 1 < slices) sum += 256 * digits[(2 * pair + 1) * cols + i];
+          std::int64_t whole = 0;
+          for (std::size_t s = simd::slices_of_group(slices, group); s-- > 0;) {
+            whole = whole * 256 + digit[s * cols + i];
+          }
+          sum += whole;
+          most += 12 * std::abs(whole);
         }
-        EXPECT_EQ(starts[pair], -simd::kWeightOffset * sum);
-        EXPECT_EQ(starts[pair], expected_starts[pair]);
+        EXPECT_EQ(starts[group], -simd::kWeightOffset * sum);
+        EXPECT_EQ(starts[group], expected_starts[group]);
+        EXPECT_LT(most, 1ll << 31);
+        digit += simd::slices_of_group(slices, group) * cols;
       }
     }
   }
