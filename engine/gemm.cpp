@@ -114,7 +114,7 @@ class PanelJob {
   }
 
   void prepare(Panel& panel, std::int64_t first) {
-    scratch_.reader->survey(first, problem_.most_bits, panel.survey);
+    scratch_.reader->survey(first, panel.survey);
     panel.room = kSumBits;
     panel.finite = true;
     for (std::size_t j = 0; j < to_size(panel.survey.columns); ++j) {

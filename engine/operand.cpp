@@ -19,22 +19,6 @@ std::int64_t block_end(const ScaledMatrix& matrix, std::int64_t col) {
 
 }  // namespace
 
-int exponent_above(double value) {
-  const auto bits = std::bit_cast<std::uint64_t>(value);
-  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
-  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
-  if (field == 0) return static_cast<int>(std::bit_width(fraction - 1)) - 1074;  // units of 2^-1074
-  return field - 1023 + (fraction != 0 ? 1 : 0);
-}
-
-int lowest_exponent(double value) {
-  const auto bits = std::bit_cast<std::uint64_t>(value);
-  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
-  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
-  const std::uint64_t significand = field == 0 ? fraction : fraction | (1ull << 52);
-  return (field == 0 ? 1 : field) - 1075 + std::countr_zero(significand);
-}
-
 Window window_of(std::span<const double> values, const simd::GemmKernels& kernels) {
   double lowest;
   double largest;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -21,9 +22,21 @@ struct Window {
 };
 
 /// Smallest e with value <= 2^e, for a finite value > 0.
-int exponent_above(double value);
+inline int exponent_above(double value) {
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
+  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
+  if (field == 0) return static_cast<int>(std::bit_width(fraction - 1)) - 1074;  // units of 2^-1074
+  return field - 1023 + (fraction != 0 ? 1 : 0);
+}
 /// Exponent of the lowest set bit of a finite non-zero value.
-int lowest_exponent(double value);
+inline int lowest_exponent(double value) {
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const auto field = static_cast<int>((bits >> 52) & 0x7FF);
+  const std::uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
+  const std::uint64_t significand = field == 0 ? fraction : fraction | (1ull << 52);
+  return (field == 0 ? 1 : field) - 1075 + std::countr_zero(significand);
+}
 
 /// The window of finite values.
 Window window_of(std::span<const double> values, const simd::GemmKernels& kernels);

@@ -49,6 +49,8 @@ bool has_plain_codes(const CodeGrid& codes) {
          codes.row_stride % 2 == 0;
 }
 
+}  // namespace
+
 /// What the bits of a code without its sign say of the size of its value.
 struct CodeForm {
   Format format;
@@ -59,6 +61,8 @@ struct CodeForm {
   int bias;
   bool has_zero;  ///< and subnormal numbers
 };
+namespace {
+
 constexpr CodeForm kForms[] = {
     {Format::e4m3, 1, 0x7F, 0x7F, 3, 7, true},      {Format::ue4m3, 1, 0x7F, 0x7F, 3, 7, true},
     {Format::e8m0, 1, 0xFF, 0xFF, 0, 127, false},   {Format::bf16, 2, 0x7FFF, 0x7F80, 7, 127, true},
@@ -155,79 +159,49 @@ void WeightReader::place(PanelSurvey& survey) const {
 }
 
 /// What the magnitudes of some codes say of their values.
-WeightReader::Range WeightReader::range_of(Format format, const simd::Magnitudes& sizes) {
-  const CodeForm& form = *find_form(format);
+WeightReader::Range WeightReader::range_of(const CodeForm& form, const simd::Magnitudes& sizes) {
   if (sizes.smallest > sizes.largest) return {};
   if (sizes.largest >= form.infinite) return {0.0, 0, false};
   const int exponent =
       std::max(static_cast<int>(sizes.smallest >> form.fraction_bits), form.has_zero ? 1 : 0);
   // Fraction bits that no code has do not count.
   const int unused = std::countr_zero(sizes.bits | 1u << form.fraction_bits);
-  return {static_cast<double>(moeref::decode(format, sizes.largest)),
+  return {static_cast<double>(moeref::decode(form.format, sizes.largest)),
           exponent - form.bias - form.fraction_bits + unused, true};
 }
 
-WeightReader::Range WeightReader::product(const Range& codes, const Range& scales) {
-  return {codes.largest * scales.largest, codes.lowest + scales.lowest,
-          codes.finite && scales.finite};
-}
-
-/// Of `count` codes of every column, or of all of them together.
-WeightReader::Ranges WeightReader::ranges_of(Format format,
-                                             std::span<const std::byte* const> columns,
-                                             std::int64_t count, bool together) const {
+/// Of `count` codes of every column.
+WeightReader::Ranges WeightReader::ranges_of(
+    Format format, const std::array<const std::byte*, simd::kPanelColumns>& columns,
+    std::int64_t count) const {
   const CodeForm& form = *find_form(format);
-  const auto sizes_of = [&](std::size_t j, std::int64_t codes) {
-    return kernels_.gemm->magnitudes(form.bytes, form.mask, form.has_zero, columns[j],
-                                     to_size(codes));
-  };
+  simd::Magnitudes sizes[simd::kPanelColumns];
+  kernels_.gemm->magnitudes(form.bytes, form.mask, form.has_zero, columns.data(), to_size(count),
+                            sizes);
   Ranges ranges;
-  if (!together) {
-    for (std::size_t j = 0; j < columns.size(); ++j) {
-      ranges[j] = range_of(format, sizes_of(j, count));
-    }
-    return ranges;
-  }
-  const std::ptrdiff_t bytes = count * static_cast<std::int64_t>(form.bytes);
-  simd::Magnitudes all{~0u, 0, 0};
-  for (std::size_t j = 0; j < columns.size();) {
-    // Columns that lie side by side are read in one go.
-    std::size_t end = j + 1;
-    while (end < columns.size() && columns[end] - columns[end - 1] == bytes) ++end;
-    const simd::Magnitudes sizes = sizes_of(j, count * static_cast<std::int64_t>(end - j));
-    all.smallest = std::min(all.smallest, sizes.smallest);
-    all.largest = std::max(all.largest, sizes.largest);
-    all.bits |= sizes.bits;
-    j = end;
-  }
-  ranges.fill(range_of(format, all));
+  for (std::size_t j = 0; j < ranges.size(); ++j) ranges[j] = range_of(form, sizes[j]);
   return ranges;
 }
 
 /// Of all narrow scales of the columns.
-WeightReader::Ranges WeightReader::scale_ranges(const PanelSurvey& panel, bool together) const {
-  if (narrow_scales_) {
-    return ranges_of(matrix_.scales->format,
-                     std::span(panel.scales_at).first(to_size(panel.columns)), scale_blocks_,
-                     together);
-  }
+WeightReader::Ranges WeightReader::scale_ranges(const PanelSurvey& panel) const {
+  if (narrow_scales_) return ranges_of(matrix_.scales->format, panel.scales_at, scale_blocks_);
   Ranges ones;
   ones.fill({1.0, 0, true});
   return ones;
 }
 
 /// Of all codes of the columns.
-WeightReader::Ranges WeightReader::code_ranges(const PanelSurvey& panel, bool together) const {
+WeightReader::Ranges WeightReader::code_ranges(const PanelSurvey& panel) const {
   if (type_ == simd::PanelCode::e2m1) {
     Ranges all;
     all.fill({6.0, -1, true});
     return all;
   }
-  return ranges_of(matrix_.codes.format, std::span(panel.codes_at).first(to_size(panel.columns)),
-                   matrix_.cols, together);
+  return ranges_of(matrix_.codes.format, panel.codes_at, matrix_.cols);
 }
 
-void WeightReader::survey(std::int64_t first, int bits, PanelSurvey& survey) {
+void WeightReader::survey(std::int64_t first, PanelSurvey& survey) {
   const std::int64_t segments = std::ssize(bounds_) - 1;
   survey.first = first;
   survey.columns = std::min(kPanelColumns, matrix_.rows - first);
@@ -236,24 +210,15 @@ void WeightReader::survey(std::int64_t first, int bits, PanelSurvey& survey) {
   survey.largest.assign(to_size(segments * kPanelColumns), 0.0);
   survey.scales.assign(to_size(segments * kPanelColumns), 1.0);
   survey.factors_from = -1;
-  Ranges scales;
-  Ranges codes;  // of all segments: no code is much larger or smaller than those of its own
-  const auto measure = [&](bool together) {
-    scales = scale_ranges(survey, together);
-    codes = code_ranges(survey, together);
-  };
   if (plain_) {
     place(survey);
-    // Where that reads nothing but scales.
-    const bool together = type_ == simd::PanelCode::e2m1 && segments == 1;
-    measure(together);
-    const Range all = product(codes[0], scales[0]);
-    const bool exact = all.empty() || (all.finite && bits + all.spread() <= kSumBits);
-    if (together && !exact) measure(false);
   } else {
     values_.assign(to_size(matrix_.cols * kPanelColumns), 0.0);
     decoder_.decode(first, survey.columns, values_.data(), 1, kPanelColumns, survey.finite.data());
   }
+  const Ranges scales = plain_ ? scale_ranges(survey) : Ranges{};
+  // Of all segments: no code is much larger or smaller than those of its own.
+  const Ranges codes = plain_ ? code_ranges(survey) : Ranges{};
   for (std::size_t j = 0; j < codes.size(); ++j) survey.largest_code[j] = codes[j].largest;
   for (std::int64_t s = 0; s < segments; ++s) {
     const std::int64_t begin = bounds_[to_size(s)];
@@ -266,7 +231,10 @@ void WeightReader::survey(std::int64_t first, int bits, PanelSurvey& survey) {
       if (!std::isfinite(survey.scales[at])) finite = 0;
       Range range;
       if (plain_) {
-        range = product(codes[to_size(j)], scales[to_size(j)]);
+        const Range& scale = scales[to_size(j)];
+        const Range& code = codes[to_size(j)];
+        range = {code.largest * scale.largest, code.lowest + scale.lowest,
+                 code.finite && scale.finite};
       } else if (finite != 0) {
         // Sums of columns with NaN or infinity mean nothing.
         range = value_range(j, begin, count);
@@ -304,10 +272,9 @@ void WeightReader::find_norms(PanelSurvey& panel, std::array<double, simd::kPane
   if (!plain_ || !narrow_scales_) return;
   // Whole blocks, though the first and the last may reach beyond the columns: no sum gets smaller.
   const auto cols = static_cast<double>(std::min(matrix_.scales->block_cols, matrix_.cols));
-  for (std::size_t j = 0; j < to_size(panel.columns); ++j) {
-    const double squares =
-        kernels_.gemm->squares(scale_type_, panel.scales_at[j], to_size(scale_blocks_));
-    norms[j] = panel.largest_code[j] * std::sqrt(cols * squares) * (1.0 + 0x1p-30);
+  kernels_.gemm->squares(scale_type_, panel.scales_at.data(), to_size(scale_blocks_), norms.data());
+  for (std::size_t j = 0; j < norms.size(); ++j) {
+    norms[j] = panel.largest_code[j] * std::sqrt(cols * norms[j]) * (1.0 + 0x1p-30);
   }
 }
 

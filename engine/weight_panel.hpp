@@ -44,6 +44,8 @@ std::int64_t slice_columns(const ScaledMatrix& matrix);
 /// Whether each of those blocks has a narrow scale of its own, or none has.
 bool has_lines(const ScaledMatrix& matrix);
 
+struct CodeForm;
+
 /// Reads a weight matrix panel by panel. Storage that lies as checkpoints have it (codes of a row
 /// side by side, scales of whole blocks) is decoded by vector code, all other by OperandDecoder.
 class WeightReader {
@@ -56,8 +58,7 @@ class WeightReader {
 
   /// Panels that can be surveyed before they are decoded: 1, or any number.
   bool reads_any_panel() const { return plain_; }
-  /// Columns are told apart only where the sums of rows that span `bits` might not be exact.
-  void survey(std::int64_t first, int bits, PanelSurvey& survey);
+  void survey(std::int64_t first, PanelSurvey& survey);
   /// Upper bounds of the root of the sum of squares of each column, for storage that vector code
   /// reads and scales of blocks; else infinity.
   void find_norms(PanelSurvey& panel, std::array<double, simd::kPanelColumns>& norms);
@@ -98,12 +99,11 @@ class WeightReader {
     AlignedVector<double> scales;
   };
 
-  static Range range_of(Format format, const simd::Magnitudes& sizes);
-  static Range product(const Range& codes, const Range& scales);
-  Ranges ranges_of(Format format, std::span<const std::byte* const> columns, std::int64_t count,
-                   bool together) const;
-  Ranges scale_ranges(const PanelSurvey& panel, bool together) const;
-  Ranges code_ranges(const PanelSurvey& panel, bool together) const;
+  static Range range_of(const CodeForm& form, const simd::Magnitudes& sizes);
+  Ranges ranges_of(Format format, const std::array<const std::byte*, simd::kPanelColumns>& columns,
+                   std::int64_t count) const;
+  Ranges scale_ranges(const PanelSurvey& panel) const;
+  Ranges code_ranges(const PanelSurvey& panel) const;
   bool shares_scales(std::int64_t row) const;
   Range value_range(std::int64_t column, std::int64_t begin, std::int64_t count);
   void place(PanelSurvey& survey) const;

@@ -131,5 +131,8 @@ inline void widen(F32 values, F64 (&wide)[2]) {
 #endif
 }
 
+template <PanelCode kType>
+constexpr int kCodesOfWord = static_cast<int>(codes_of_unit(kType)) / 4;
+
 }  // namespace
 }  // namespace moeref::simd::MOEREF_ISA

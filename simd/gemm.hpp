@@ -76,12 +76,15 @@ struct GemmKernels {
   /// panel[i * 16 + j] = code i of column j times its factor, for i < k: whole units of codes.
   /// Codes that are NaN or infinity give anything, in their column alone.
   void (*decode)(const PanelCodes& codes, std::size_t k, double* panel);
-  /// Of `count` codes of `bytes` 1 or 2 each, under `mask`. `skips_zero`: zero is no magnitude.
-  Magnitudes (*magnitudes)(std::size_t bytes, std::uint32_t mask, bool skips_zero,
-                           const std::byte* codes, std::size_t count);
-  /// The sum of the squares of `count` codes that are not e2m1, rounded in an order of its own;
-  /// some codes of zero more may be in it.
-  double (*squares)(PanelCode type, const std::byte* codes, std::size_t count);
+  /// Of `count` codes of `bytes` 1 or 2 of each column, under `mask`. `skips_zero`: zero is no
+  /// magnitude.
+  void (*magnitudes)(std::size_t bytes, std::uint32_t mask, bool skips_zero,
+                     const std::byte* const* columns, std::size_t count,
+                     Magnitudes (&found)[kPanelColumns]);
+  /// found[j]: the sum of the squares of `count` codes of column j that are not e2m1, rounded in an
+  /// order of its own; some codes of zero more may be in it.
+  void (*squares)(PanelCode type, const std::byte* const* columns, std::size_t count,
+                  double* found);
   /// Of `count` finite numbers the lowest set bit (infinity: all are zeros), the largest size, and
   /// the rounded sums of the sizes and of the squares, in one order everywhere.
   void (*window)(const double* values, std::size_t count, double* lowest, double* largest,

@@ -113,21 +113,82 @@ inline double gemm_round_to_odd(double high, double low) {
   const std::uint64_t bits = gemm_bits(high);
   // Away from zero if the signs agree.
   const std::uint64_t outward = ((bits ^ gemm_bits(low)) >> 63) ^ 1;
-  const std::uint64_t odd = bits + 2 * outward - 1;
-  const bool stays = low == 0.0 || (bits & 1) != 0;
-  return gemm_double(stays ? bits : odd);
+  const std::uint64_t rounds = (low == 0.0 ? 0ull : 1ull) & ~bits;
+  return gemm_double(bits + ((2 * outward - 1) & (0 - rounds)));
 }
 
-/// The last rounding of a round-to-odd double to nearest even, of a normal number or zero.
-inline float gemm_rounded(double odd, const moeref::simd::OutputType& type) {
-  if (type.precision == 24) return static_cast<float>(odd);
-  const int cut = 53 - type.precision;
-  const std::uint64_t bits = gemm_bits(odd);
-  const std::uint64_t half = (1ull << (cut - 1)) - 1 + (bits >> cut & 1);
-  const double value = gemm_double((bits + half) & ~((1ull << cut) - 1));
-  const double past = gemm_double(static_cast<std::uint64_t>(type.max_exponent + 1 + 1023) << 52);
-  const double infinity = gemm_double(0x7FFull << 52 | (bits & 1ull << 63));
-  return static_cast<float>(gemm_size(value) >= past ? infinity : value);
+/// The last rounding of round-to-odd doubles to nearest even, of normal numbers and zeros.
+/// `kShort`: to fewer bits than f32 has.
+template <bool kShort>
+void gemm_round(const double (&high)[kPanelColumns], const double (&low)[kPanelColumns],
+                const moeref::simd::OutputType& type, float (&out)[kPanelColumns]) {
+  double odd[kPanelColumns];
+  for (std::size_t j = 0; j < kPanelColumns; ++j) odd[j] = gemm_round_to_odd(high[j], low[j]) + 0.0;
+  if constexpr (kShort) {
+    const int cut = 53 - type.precision;
+    const std::uint64_t below_half = (1ull << (cut - 1)) - 1;
+    const std::uint64_t kept = ~((1ull << cut) - 1);
+    const std::uint64_t past = static_cast<std::uint64_t>(type.max_exponent + 1 + 1023) << 52;
+    constexpr std::uint64_t kSign = 1ull << 63;
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      const std::uint64_t bits = gemm_bits(odd[j]);
+      const std::uint64_t value = (bits + below_half + (bits >> cut & 1)) & kept;
+      const std::uint64_t infinity = 0x7FFull << 52 | (bits & kSign);
+      odd[j] = gemm_double((value & ~kSign) >= past ? infinity : value);
+    }
+  }
+  for (std::size_t j = 0; j < kPanelColumns; ++j) out[j] = static_cast<float>(odd[j]);
+}
+
+/// What high + low rounds to, with a bound of what it lacks. Gives the columns (a bit each) that
+/// cannot be decided.
+template <bool kShort>
+std::uint32_t gemm_round_tracked(const double (&high)[kPanelColumns],
+                                 const double (&low)[kPanelColumns],
+                                 const double (&error)[kPanelColumns],
+                                 const moeref::simd::OutputType& type, float* out) {
+  double sum[kPanelColumns];
+  double rest[kPanelColumns];
+  for (std::size_t j = 0; j < kPanelColumns; ++j) gemm_two_sum(high[j], low[j], sum[j], rest[j]);
+  float rounded[kPanelColumns];
+  gemm_round<kShort>(sum, rest, type, rounded);
+  const double smallest = gemm_double(static_cast<std::uint64_t>(type.min_exponent + 1023) << 52);
+  std::uint64_t doubtful[kPanelColumns];
+  std::uint64_t inexact = 0;
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    const double size = gemm_size(sum[j]);
+    const std::uint64_t tiny =
+        (kShort && size < smallest ? 1u : 0u) & (size != 0.0 ? 1u : 0u);  // rest is zero, then
+    doubtful[j] = tiny | (size <= 0x1.fffffffffffffp1023 ? 0u : 1u);
+    inexact |= gemm_bits(error[j]);
+  }
+  // Where nothing was dropped, high + low is the value. Else both ends of the interval must round
+  // to one number other than zero.
+  if (inexact != 0) {
+    double ends[2][kPanelColumns];
+    double end_rests[2][kPanelColumns];
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      const double below = rest[j] - error[j];
+      const double above = rest[j] + error[j];
+      const double below_margin = gemm_size(below) * 0x1p-51 + 0x1p-1020;
+      const double above_margin = gemm_size(above) * 0x1p-51 + 0x1p-1020;
+      gemm_two_sum(sum[j], below - below_margin, ends[0][j], end_rests[0][j]);
+      gemm_two_sum(sum[j], above + above_margin, ends[1][j], end_rests[1][j]);
+    }
+    float values[2][kPanelColumns];
+    for (std::size_t i = 0; i < 2; ++i) gemm_round<kShort>(ends[i], end_rests[i], type, values[i]);
+    for (std::size_t j = 0; j < kPanelColumns; ++j) {
+      const std::uint32_t agree =
+          (values[0][j] == values[1][j] ? 1u : 0u) & (values[0][j] != 0.0f ? 1u : 0u);
+      doubtful[j] |= (error[j] == 0.0 ? 0u : 1u) & (agree ^ 1u);
+    }
+  }
+  std::uint32_t columns = 0;
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    columns |= static_cast<std::uint32_t>(doubtful[j]) << j;
+  }
+  for (std::size_t j = 0; j < kPanelColumns; ++j) out[j] = rounded[j];
+  return columns;
 }
 
 void gemm_add_segment(const double* sums, std::size_t rows, const double* column_scales,
@@ -211,44 +272,8 @@ std::uint32_t gemm_finish(const moeref::simd::FinishTerms& terms,
     if (addends == nullptr) continue;
     each([=](GemmTracked& value, std::size_t j) { value.add(addends[j]); });
   }
-  const double smallest = gemm_double(static_cast<std::uint64_t>(type.min_exponent + 1023) << 52);
-  const bool narrow = type.precision != 24;
-  double sum[kPanelColumns];
-  double rest[kPanelColumns];
-  std::uint64_t doubtful[kPanelColumns];
-  std::uint64_t inexact = 0;
-  for (std::size_t j = 0; j < kPanelColumns; ++j) {
-    gemm_two_sum(high[j], low[j], sum[j], rest[j]);
-    const double odd = gemm_round_to_odd(sum[j], rest[j]) + 0.0;
-    out[j] = gemm_rounded(odd, type);
-    const bool tiny = narrow && odd != 0.0 && gemm_size(odd) < smallest;
-    const bool finite = gemm_size(sum[j]) <= 0x1.fffffffffffffp1023;
-    doubtful[j] = static_cast<std::uint64_t>(tiny || !finite);
-    inexact |= gemm_bits(error[j]);
-  }
-  // Where nothing was dropped, high + low is the value. Else both ends of the interval must round
-  // to one number other than zero.
-  for (std::size_t j = 0; inexact != 0 && j < kPanelColumns; ++j) {
-    const double below = rest[j] - error[j];
-    const double above = rest[j] + error[j];
-    const double below_margin = gemm_size(below) * 0x1p-51 + 0x1p-1020;
-    const double above_margin = gemm_size(above) * 0x1p-51 + 0x1p-1020;
-    double low_sum;
-    double low_rest;
-    gemm_two_sum(sum[j], below - below_margin, low_sum, low_rest);
-    double high_sum;
-    double high_rest;
-    gemm_two_sum(sum[j], above + above_margin, high_sum, high_rest);
-    const float low_value = gemm_rounded(gemm_round_to_odd(low_sum, low_rest) + 0.0, type);
-    const float high_value = gemm_rounded(gemm_round_to_odd(high_sum, high_rest) + 0.0, type);
-    const bool agree = low_value == high_value && low_value != 0.0f;
-    doubtful[j] |= static_cast<std::uint64_t>(error[j] != 0.0 && !agree);
-  }
-  std::uint32_t columns = 0;
-  for (std::size_t j = 0; j < kPanelColumns; ++j) {
-    columns |= static_cast<std::uint32_t>(doubtful[j]) << j;
-  }
-  return columns;
+  return type.precision == 24 ? gemm_round_tracked<false>(high, low, error, type, out)
+                              : gemm_round_tracked<true>(high, low, error, type, out);
 }
 
 /// The same sums on every instruction set: eight of them, each in order.

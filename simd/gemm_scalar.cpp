@@ -35,27 +35,31 @@ void decode(const PanelCodes& codes, std::size_t k, double* panel) {
   }
 }
 
-Magnitudes magnitudes(std::size_t bytes, std::uint32_t mask, bool skips_zero,
-                      const std::byte* codes, std::size_t count) {
-  Magnitudes sizes{~0u, 0, 0};
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint16_t code = 0;
-    std::memcpy(&code, codes + bytes * i, bytes);
-    const std::uint32_t size = code & mask;
-    if (size != 0 || !skips_zero) sizes.smallest = size < sizes.smallest ? size : sizes.smallest;
-    sizes.largest = size > sizes.largest ? size : sizes.largest;
-    sizes.bits |= size;
+void magnitudes(std::size_t bytes, std::uint32_t mask, bool skips_zero,
+                const std::byte* const* columns, std::size_t count,
+                Magnitudes (&found)[kPanelColumns]) {
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    Magnitudes& sizes = found[j];
+    sizes = {~0u, 0, 0};
+    for (std::size_t i = 0; i < count; ++i) {
+      std::uint16_t code = 0;
+      std::memcpy(&code, columns[j] + bytes * i, bytes);
+      const std::uint32_t size = code & mask;
+      if (size != 0 || !skips_zero) sizes.smallest = size < sizes.smallest ? size : sizes.smallest;
+      sizes.largest = size > sizes.largest ? size : sizes.largest;
+      sizes.bits |= size;
+    }
   }
-  return sizes;
 }
 
-double squares(PanelCode type, const std::byte* codes, std::size_t count) {
-  double sum = 0.0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const double value = value_of(type, codes, i);
-    sum += value * value;
+void squares(PanelCode type, const std::byte* const* columns, std::size_t count, double* found) {
+  for (std::size_t j = 0; j < kPanelColumns; ++j) {
+    found[j] = 0.0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const double value = value_of(type, columns[j], i);
+      found[j] += value * value;
+    }
   }
-  return sum;
 }
 
 }  // namespace

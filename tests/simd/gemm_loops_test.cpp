@@ -161,15 +161,15 @@ TEST_P(GemmLoops, FindTheSmallestAndTheLargestMagnitude) {
           }
         }
         for (const bool skips_zero : {false, true}) {
+          simd::Magnitudes found[kPanelColumns];
+          loops().magnitudes(bytes, mask, skips_zero, columns, count, found);
           for (std::size_t j = 0; j < kPanelColumns; ++j) {
-            const simd::Magnitudes found =
-                loops().magnitudes(bytes, mask, skips_zero, columns[j], count);
-            EXPECT_EQ(found.largest, largest[j]);
-            EXPECT_EQ(found.bits, any[j]);
+            EXPECT_EQ(found[j].largest, largest[j]);
+            EXPECT_EQ(found[j].bits, any[j]);
             if (skips_zero && largest[j] == 0) {
-              EXPECT_GT(found.smallest, found.largest);
+              EXPECT_GT(found[j].smallest, found[j].largest);
             } else {
-              EXPECT_EQ(found.smallest, smallest[skips_zero ? 1 : 0][j])
+              EXPECT_EQ(found[j].smallest, smallest[skips_zero ? 1 : 0][j])
                   << bytes << " bytes, " << count << " codes";
             }
           }
@@ -435,19 +435,29 @@ TEST_P(GemmLoops, SumSquaresOfCodes) {
   for (const auto& [type, format] : types) {
     const std::size_t bytes = format == Format::bf16 || format == Format::f16 ? 2 : 1;
     for (std::size_t count = 1; count < 100; ++count) {
-      std::vector<std::byte> codes(bytes * count);
-      double expected = 0.0;
-      for (std::size_t i = 0; i < count; ++i) {
-        // Neither NaN nor infinity.
-        const auto code =
-            static_cast<std::uint16_t>(random() % 0x7F + (bytes == 2 ? (random() % 0x60) << 8 : 0));
-        std::memcpy(codes.data() + bytes * i, &code, bytes);
-        const double value = decode(format, code);
-        expected += value * value;
+      const std::size_t stride = bytes * count;
+      std::vector<std::byte> codes(stride * kPanelColumns);
+      const std::byte* columns[kPanelColumns];
+      double expected[kPanelColumns] = {};
+      for (std::size_t j = 0; j < kPanelColumns; ++j) {
+        columns[j] = codes.data() + j * stride;
+        for (std::size_t i = 0; i < count; ++i) {
+          // Neither NaN nor infinity.
+          const auto code = static_cast<std::uint16_t>(random() % 0x7F +
+                                                       (bytes == 2 ? (random() % 0x60) << 8 : 0));
+          std::memcpy(codes.data() + j * stride + bytes * i, &code, bytes);
+          const double value = decode(format, code);
+          expected[j] += value * value;
+        }
       }
-      const double sum = loops().squares(type, codes.data(), count);
-      EXPECT_GE(sum, expected * (1.0 - 0x1p-45));
-      EXPECT_LE(sum, expected * (1.0 + 0x1p-45) + 16 * 0x1p-254);
+      double sums[kPanelColumns + 1];
+      sums[kPanelColumns] = 3.0;
+      loops().squares(type, columns, count, sums);
+      EXPECT_EQ(sums[kPanelColumns], 3.0) << "written beyond the sums";
+      for (std::size_t j = 0; j < kPanelColumns; ++j) {
+        EXPECT_GE(sums[j], expected[j] * (1.0 - 0x1p-45));
+        EXPECT_LE(sums[j], expected[j] * (1.0 + 0x1p-45) + 16 * 0x1p-254);
+      }
     }
   }
 }
