@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -70,6 +71,8 @@ double sgemm_seconds(std::int64_t rows, std::int64_t columns, std::int64_t depth
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+void let_blas_sleep() { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }
+
 }  // namespace moeref::bench
 
 #else
@@ -80,6 +83,7 @@ bool has_blas() { return false; }
 std::string blas_core() { return "none"; }
 void choose_blas_core(char**) {}
 double sgemm_seconds(std::int64_t, std::int64_t, std::int64_t, int) { return 0.0; }
+void let_blas_sleep() {}
 
 }  // namespace moeref::bench
 

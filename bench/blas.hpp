@@ -18,4 +18,8 @@ void choose_blas_core(char** argv);
 /// with other weights of more than the caches hold together.
 double sgemm_seconds(std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads);
 
+/// Waits until its threads have stopped looking for work, which they do for some milliseconds on
+/// the cores that others need.
+void let_blas_sleep();
+
 }  // namespace moeref::bench

@@ -67,8 +67,8 @@ class PanelJob {
     WeightReader& reader = *scratch_.reader;
     constexpr std::size_t kMostCuts = 4;
     if (scratch_.parts.size() > kMostCuts) scratch_.parts.clear();
-    scratch_.panels.resize(to_size(kMostPanels));
     const std::int64_t at_once = panels_at_once(count);
+    if (std::ssize(scratch_.panels) < at_once) scratch_.panels.resize(to_size(at_once));
     for (std::int64_t done = 0; done < count;) {
       const std::int64_t step = std::min(at_once, count - done);
       const std::span<Panel> panels(scratch_.panels.data(), to_size(step));
@@ -329,6 +329,18 @@ void slice(GemmProblem& problem, int threads) {
   }
 }
 
+/// Where tasks of at most `most` panels begin, then `panels`. They get shorter to the end, so that
+/// no thread waits long for another.
+std::vector<std::int64_t> task_begins(std::int64_t panels, std::int64_t most, int threads) {
+  constexpr std::int64_t kTasks = 3;  // for each thread, as long as the next one
+  std::vector<std::int64_t> begins{0};
+  while (begins.back() < panels) {
+    const std::int64_t left = panels - begins.back();
+    begins.push_back(begins.back() + std::clamp<std::int64_t>(left / (kTasks * threads), 1, most));
+  }
+  return begins;
+}
+
 }  // namespace
 
 GemmStatistics& GemmStatistics::operator+=(const GemmStatistics& other) {
@@ -348,23 +360,20 @@ void gemm(const GemmInput& x, const ScaledMatrix& weight, const GemmEpilogue& ep
   if (sums_whole_numbers(problem)) slice(problem, threads);
   if (problem.sliced.empty()) problem.packed = &x.packed(threads);
   const std::int64_t panels = (weight.rows + kPanelColumns - 1) / kPanelColumns;
-  // Some tasks for every thread, so that none waits long for another; sums of at most 256 KiB.
-  constexpr std::int64_t kTasks = 8;
+  // Sums of at most 256 KiB.
   constexpr std::int64_t kMostSums = 32768;
   const std::int64_t most =
       std::clamp<std::int64_t>(kMostSums / (x.count() * kPanelColumns), 1, kMostPanels);
-  const std::int64_t step =
-      std::clamp<std::int64_t>(panels / (kTasks * thread_count(threads)), 1, most);
+  const std::vector<std::int64_t> begins = task_begins(panels, most, thread_count(threads));
   std::mutex guard;
-  parallel_for<Scratch>(
-      (panels + step - 1) / step, threads, [&](std::int64_t task, Scratch& scratch) {
-        const std::int64_t first = task * step;
-        const GemmStatistics counts =
-            PanelJob(problem, scratch, out, out_stride).run(first, std::min(step, panels - first));
-        if (statistics == nullptr) return;
-        const std::lock_guard<std::mutex> lock(guard);
-        *statistics += counts;
-      });
+  parallel_for<Scratch>(std::ssize(begins) - 1, threads, [&](std::int64_t task, Scratch& scratch) {
+    const std::int64_t first = begins[to_size(task)];
+    const GemmStatistics counts =
+        PanelJob(problem, scratch, out, out_stride).run(first, begins[to_size(task + 1)] - first);
+    if (statistics == nullptr) return;
+    const std::lock_guard<std::mutex> lock(guard);
+    *statistics += counts;
+  });
 }
 
 }  // namespace moeref

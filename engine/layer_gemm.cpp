@@ -15,6 +15,8 @@ namespace {
 
 /// Activations that are prepared for all experts at once: 256 MiB of f64 numbers.
 constexpr std::int64_t kMostPrepared = 1 << 25;
+/// So few that all together stay in a cache: then every thread has rows to prepare.
+constexpr std::int64_t kFewPrepared = 1 << 20;
 
 /// The f32 operations of a kernel's epilogue, with or without flush.
 struct Epilogue {
@@ -60,8 +62,8 @@ LayerOperand::LayerOperand(const GemmNumerics& numerics, NumericsLevel level, co
       level_(level),
       matrix_(numerics.factor == SumFactor::expert ? bare(x.matrix, x.whole_scale) : x.matrix),
       row_scales_(x.row_scales) {
-  const bool fits = matrix_.rows * matrix_.cols <= kMostPrepared;
-  if (!is_shared || level == NumericsLevel::replay || !fits) return;
+  const bool fits = matrix_.rows * matrix_.cols <= (is_shared ? kMostPrepared : kFewPrepared);
+  if (level == NumericsLevel::replay || !fits) return;
   std::vector<std::int64_t> rows(static_cast<std::size_t>(matrix_.rows));
   std::iota(rows.begin(), rows.end(), 0);
   prepared_ = std::make_shared<const PreparedRows>(matrix_, rows, threads);

@@ -24,8 +24,8 @@ struct GemmArguments {
 class LayerOperand {
  public:
   /// `level` reference and backend: exact sums. `is_shared`: several experts take the same rows;
-  /// they are prepared once for all, unless they are too many to keep. `x` and `numerics` must
-  /// outlive it.
+  /// they are prepared once for all, unless they are too many to keep. So are few rows that are
+  /// not. `x` and `numerics` must outlive it.
   LayerOperand(const GemmNumerics& numerics, NumericsLevel level, const StageOperand& x,
                bool is_shared, int threads);
 
