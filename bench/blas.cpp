@@ -7,9 +7,9 @@
 
 #include <chrono>
 #include <cstdlib>
-#include <memory>
+#include <map>
 #include <thread>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "simd/isa.hpp"
@@ -23,24 +23,24 @@ struct Weights {
   std::size_t next = 0;
 };
 
+/// Those of the last two shapes: an expert has two.
 Weights& weights_of(std::int64_t columns, std::int64_t depth) {
-  static std::tuple<std::int64_t, std::int64_t, std::unique_ptr<Weights>> kept;
-  auto& [kept_columns, kept_depth, weights] = kept;
-  if (weights == nullptr || kept_columns != columns || kept_depth != depth) {
-    weights = std::make_unique<Weights>();
-    kept_columns = columns;
-    kept_depth = depth;
-    const auto size = static_cast<std::size_t>(columns * depth);
-    std::uint32_t state = 1;
-    for (std::size_t bytes = 0; bytes < 200'000'000; bytes += 4 * size) {
-      std::vector<float>& matrix = weights->matrices.emplace_back(size);
-      for (float& value : matrix) {
-        state = state * 1664525u + 1013904223u;
-        value = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f;
-      }
+  using Shape = std::pair<std::int64_t, std::int64_t>;
+  static std::map<Shape, Weights> kept;
+  const Shape shape{columns, depth};
+  if (const auto found = kept.find(shape); found != kept.end()) return found->second;
+  if (kept.size() == 2) kept.clear();
+  Weights& weights = kept[shape];
+  const auto size = static_cast<std::size_t>(columns * depth);
+  std::uint32_t state = 1;
+  for (std::size_t bytes = 0; bytes < 200'000'000; bytes += 4 * size) {
+    std::vector<float>& matrix = weights.matrices.emplace_back(size);
+    for (float& value : matrix) {
+      state = state * 1664525u + 1013904223u;
+      value = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f;
     }
   }
-  return *weights;
+  return weights;
 }
 
 }  // namespace
