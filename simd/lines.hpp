@@ -24,15 +24,14 @@ constexpr std::size_t line_digit(std::size_t block, std::size_t column, std::siz
 struct LineChunk {
   std::size_t slices = 1;               ///< up to kMostSlices
   const std::int8_t* digits = nullptr;  ///< [slices, kLineBlocks * block_cols] by line_digit
-  const double* factors = nullptr;  ///< [kLineBlocks]: half of what a whole number stands for, a
-                                    ///< power of two from 2^-800 on
+  /// [kLineBlocks]: half of what a whole number stands for, a power of two from 2^-800 on.
+  const double* factors = nullptr;
   const std::int32_t* starts = nullptr;  ///< [slice_groups, kLineBlocks], as SliceRow has them
 };
 
 /// Weight rows of a panel, one for each output.
 struct LineWeights {
-  const std::byte* const* codes =
-      nullptr;  ///< [kPanelColumns]: e2m1, the even column of a byte low
+  const std::byte* const* codes = nullptr;   ///< [kPanelColumns]: e2m1, low nibble first
   const std::byte* const* scales = nullptr;  ///< [kPanelColumns]: of each block; null = 1
   PanelCode scale_type = PanelCode::e8m0;    ///< or e4m3; none is NaN
   std::size_t cols = 0;

@@ -46,7 +46,7 @@ std::size_t slice_cut_steps(const double* numbers, std::int8_t* digits, std::int
   double lowest = __builtin_bit_cast(double, low[0]);
   const double largest = __builtin_bit_cast(double, high[0]);
   if (largest == 0.0) lowest = 1.0;
-  constexpr double kSmallest = 0x1p-900;  // its reciprocal is an f64 number
+  constexpr double kSmallest = 0x1p-799;  // half of it is the least factor of a LineChunk
   constexpr std::size_t kMost = moeref::simd::kMostSlices;
   if (lowest < kSmallest || largest > moeref::simd::slice_reach(kMost) * lowest) return 0;
   const double scale = 1.0 / lowest;  // powers of two
