@@ -34,7 +34,7 @@ LinedRow::LinedRow(const SlicedRow& row) : block_cols_(row.block_cols()) {
   chunks_.resize((to_size(row.blocks()) + kLineBlocks - 1) / kLineBlocks);
   for_each_block(row, [&](std::size_t block, std::size_t slices, auto...) {
     simd::LineChunk& chunk = chunks_[block / kLineBlocks];
-    chunk.slices = std::max(chunk.slices, slices);
+    chunk.slices = std::max(chunk.slices, slices > 3 ? simd::kMostSlices : slices);
   });
   std::size_t digits = 0;
   std::size_t starts = 0;

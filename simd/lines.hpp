@@ -22,7 +22,7 @@ constexpr std::size_t line_digit(std::size_t block, std::size_t column, std::siz
 
 /// A chunk of one row. Blocks that have fewer slices, or none, have digits that are zero.
 struct LineChunk {
-  std::size_t slices = 1;               ///< up to kMostSlices
+  std::size_t slices = 1;               ///< 1, 2, 3 or kMostSlices: one form less to compile
   const std::int8_t* digits = nullptr;  ///< [slices, kLineBlocks * block_cols] by line_digit
   /// [kLineBlocks]: half of what a whole number stands for, a power of two from 2^-800 on.
   const double* factors = nullptr;

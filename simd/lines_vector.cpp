@@ -263,9 +263,6 @@ MOEREF_ALL_INLINE void dot_lines(const LineChunk* chunk, const LineWeights& weig
       case 3:
         add_chunk<3, kBlockCols, kScale>(*chunk, blocks, sums);
         break;
-      case 4:
-        add_chunk<4, kBlockCols, kScale>(*chunk, blocks, sums);
-        break;
       default:
         add_chunk<5, kBlockCols, kScale>(*chunk, blocks, sums);
     }

@@ -323,7 +323,8 @@ struct LinedBlocks {
     const std::size_t chunk_cols = simd::kLineBlocks * block_cols;
     for (std::size_t begin = 0; begin < cols; begin += chunk_cols) {
       // Few enough bits for sums over all columns in f64.
-      const std::size_t count = 1 + random() % (cols > 600 ? 4 : simd::kMostSlices);
+      const std::size_t most = 1 + random() % (cols > 600 ? 3 : 4);
+      const std::size_t count = most > 3 ? simd::kMostSlices : most;
       slices.push_back(count);
       digits.emplace_back(count * chunk_cols);
       factors.emplace_back();
