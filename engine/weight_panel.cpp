@@ -132,6 +132,10 @@ WeightReader::WeightReader(const ScaledMatrix& matrix, std::span<const std::int6
   }
   tail_.resize(simd::kPanelColumns * simd::kCodeUnit);
   slice_cols_ = slice_columns(matrix);
+  if (!narrow_scales_ && slice_cols_ != 0) {
+    constexpr std::byte kOne{127};  // of E8M0
+    ones_.assign(to_size((matrix.cols + slice_cols_ - 1) / slice_cols_), kOne);
+  }
 }
 
 std::int64_t WeightReader::code_bytes(std::int64_t count) const {
@@ -145,7 +149,10 @@ void WeightReader::place(PanelSurvey& survey) const {
     survey.codes_at[to_size(j)] =
         matrix_.codes.data + code_bytes(element_number(matrix_.codes, row, 0));
   }
-  if (!narrow_scales_) return;
+  if (!narrow_scales_) {
+    survey.scales_at.fill(ones_.data());
+    return;
+  }
   const ScaleGrid& scales = *matrix_.scales;
   const std::int64_t next = kPanelColumns * scales.row_stride * scale_bytes_;
   const std::byte* begin = scales.data + scales.col_begin / scales.block_cols * scale_bytes_;
@@ -405,8 +412,8 @@ WeightReader::Slices WeightReader::decode_slices(PanelSurvey& panel, std::size_t
 }
 
 simd::LineWeights WeightReader::lines(const PanelSurvey& panel) const {
-  return {panel.codes_at.data(), narrow_scales_ ? panel.scales_at.data() : nullptr, scale_type_,
-          to_size(matrix_.cols), to_size(slice_cols_)};
+  return {panel.codes_at.data(), panel.scales_at.data(), scale_type_, to_size(matrix_.cols),
+          to_size(slice_cols_)};
 }
 
 void WeightReader::decode_row(std::int64_t row, std::span<double> values) {

@@ -127,6 +127,7 @@ class WeightReader {
   std::int64_t scale_blocks_ = 0;  ///< of a row
   OperandDecoder decoder_;
   std::int64_t slice_cols_ = 0;
+  std::vector<std::byte> ones_;  ///< scales of blocks that have none
   AlignedVector<double> values_;
   std::vector<std::byte> tail_;
   std::vector<double> column_;

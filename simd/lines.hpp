@@ -32,7 +32,7 @@ struct LineChunk {
 /// Weight rows of a panel, one for each output.
 struct LineWeights {
   const std::byte* const* codes = nullptr;   ///< [kPanelColumns]: e2m1, low nibble first
-  const std::byte* const* scales = nullptr;  ///< [kPanelColumns]: of each block; null = 1
+  const std::byte* const* scales = nullptr;  ///< [kPanelColumns]: of each block
   PanelCode scale_type = PanelCode::e8m0;    ///< or e4m3; none is NaN
   std::size_t cols = 0;
   std::size_t block_cols = 32;  ///< or 16

@@ -31,9 +31,7 @@ double dot_line(const LineChunk* chunks, const LineWeights& weights, std::size_t
       total += unit * products;
       unit *= 256.0;
     }
-    const double scale = weights.scales == nullptr
-                             ? 1.0
-                             : value_of(weights.scale_type, weights.scales[column], block);
+    const double scale = value_of(weights.scale_type, weights.scales[column], block);
     sum += total * (scale * chunk.factors[b]);
   }
   return sum;

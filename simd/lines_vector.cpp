@@ -77,20 +77,16 @@ inline U64 load_bytes_wide(const std::byte* from) {
 #endif
 }
 
-enum class LineScale { none, e8m0, e4m3 };
-
 /// factors * scales of kUnitBlocks blocks.
-template <LineScale kScale>
+template <PanelCode kScale>
 inline void scale_factors(const double* factors, const std::byte* scales, F64 (&scaled)[2]) {
   F64 wide[2];
-  if constexpr (kScale == LineScale::e4m3) {
-    widen(value_of<PanelCode::e4m3, 0>(CodeWords<PanelCode::e4m3>(load_bytes(scales))), wide);
+  if constexpr (kScale == PanelCode::e4m3) {
+    widen(value_of<kScale, 0>(CodeWords<kScale>(load_bytes(scales))), wide);
   }
   unrolled<2>([&](auto half) {
     const F64 factor = F64::load_unaligned(factors + half * kLanes);
-    if constexpr (kScale == LineScale::none) {
-      scaled[half] = factor;
-    } else if constexpr (kScale == LineScale::e4m3) {
+    if constexpr (kScale == PanelCode::e4m3) {
       scaled[half] = factor * wide[half];
     } else {
       // Both are powers of two: their exponents add.
@@ -130,7 +126,7 @@ inline U32 load_codes(const LineBlocks& blocks, std::size_t line, std::size_t of
 }
 
 /// Adds the products of kUnitBlocks blocks, of which the first is number `first` of the chunk.
-template <std::size_t kSlices, std::size_t kBlockCols, LineScale kScale, bool kWhole>
+template <std::size_t kSlices, std::size_t kBlockCols, PanelCode kScale, bool kWhole>
 inline void add_unit(const LineChunk& chunk, std::size_t first, const LineBlocks& blocks,
                      F64 (&sums)[kLines][2]) {
   constexpr std::size_t kQuads = kBlockCols / 16;              // of vectors of codes, two each
@@ -189,7 +185,7 @@ inline void add_unit(const LineChunk& chunk, std::size_t first, const LineBlocks
     });
     const std::byte* scales = blocks.scales[line];
     alignas(16) std::byte some_scales[16];
-    if (!kWhole && kScale != LineScale::none) {
+    if (!kWhole) {
       for (std::size_t i = 0; i < kUnitBlocks; ++i) {
         some_scales[i] = i < blocks.scale_bytes ? scales[i] : std::byte{0};
       }
@@ -211,7 +207,7 @@ inline void prefetch(std::uintptr_t address, std::size_t bytes) {
 }
 
 /// The part of a chunk that the rows have.
-template <std::size_t kSlices, std::size_t kBlockCols, LineScale kScale>
+template <std::size_t kSlices, std::size_t kBlockCols, PanelCode kScale>
 inline void add_chunk(const LineChunk& chunk, LineBlocks& blocks, F64 (&sums)[kLines][2]) {
   constexpr std::size_t kUnitBytes = kUnitBlocks * kBlockCols / 2;
   for (std::size_t first = 0; first < kLineBlocks && blocks.code_bytes > 0; first += kUnitBlocks) {
@@ -225,14 +221,14 @@ inline void add_chunk(const LineChunk& chunk, LineBlocks& blocks, F64 (&sums)[kL
     for (std::size_t line = 0; line < kLines; ++line) {
       blocks.codes[line] += kUnitBytes;
       blocks.later[line] += kUnitBytes;
-      if (kScale != LineScale::none) blocks.scales[line] += kUnitBlocks;
+      blocks.scales[line] += kUnitBlocks;
     }
     blocks.code_bytes -= kUnitBytes;
     blocks.scale_bytes -= kUnitBlocks;
   }
 }
 
-template <std::size_t kBlockCols, LineScale kScale>
+template <std::size_t kBlockCols, PanelCode kScale>
 MOEREF_ALL_INLINE void dot_lines(const LineChunk* chunk, const LineWeights& weights,
                                  std::size_t column, double* out) {
   LineBlocks blocks{};
@@ -244,7 +240,7 @@ MOEREF_ALL_INLINE void dot_lines(const LineChunk* chunk, const LineWeights& weig
   const std::uintptr_t panels = (column + kAhead) / kApart;
   for (std::size_t line = 0; line < kLines; ++line) {
     blocks.codes[line] = weights.codes[column + line * kApart];
-    if (kScale != LineScale::none) blocks.scales[line] = weights.scales[column + line * kApart];
+    blocks.scales[line] = weights.scales[column + line * kApart];
     blocks.later[line] =
         address(soon + line * kApart) + panels * kPanelColumns * (address(1) - address(0));
   }
@@ -272,7 +268,7 @@ MOEREF_ALL_INLINE void dot_lines(const LineChunk* chunk, const LineWeights& weig
   }
 }
 
-template <std::size_t kBlockCols, LineScale kScale>
+template <std::size_t kBlockCols, PanelCode kScale>
 void dot_panel(const LineChunk* chunks, const LineWeights& weights, double* sums) {
   for (std::size_t column = 0; column < kApart; ++column) {
     dot_lines<kBlockCols, kScale>(chunks, weights, column, sums + column);
@@ -281,13 +277,10 @@ void dot_panel(const LineChunk* chunks, const LineWeights& weights, double* sums
 
 template <std::size_t kBlockCols>
 void dot_blocks(const LineChunk* chunks, const LineWeights& weights, double* sums) {
-  if (weights.scales == nullptr) {
-    dot_panel<kBlockCols, LineScale::none>(chunks, weights, sums);
-  } else if (weights.scale_type == PanelCode::e8m0) {
-    dot_panel<kBlockCols, LineScale::e8m0>(chunks, weights, sums);
-  } else {
-    dot_panel<kBlockCols, LineScale::e4m3>(chunks, weights, sums);
+  if (weights.scale_type == PanelCode::e8m0) {
+    return dot_panel<kBlockCols, PanelCode::e8m0>(chunks, weights, sums);
   }
+  dot_panel<kBlockCols, PanelCode::e4m3>(chunks, weights, sums);
 }
 
 void dot(const LineChunk* chunks, const LineWeights& weights, double* sums) {
