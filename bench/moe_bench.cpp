@@ -76,7 +76,7 @@ double naive_of_experts(const MoeLayer& layer, std::int64_t rows, int threads) {
   return seconds_since(begin);
 }
 
-/// The median of what is measured as often as 30 ms allow, but three times: a layer of a model
+/// The median of what is measured as often as 30 ms allow, three times at least: a layer of a model
 /// comes behind another, with threads that are awake and memory that was touched.
 template <typename Measure>
 double in_a_row(Measure measure) {

@@ -31,7 +31,8 @@ ActivationParameters parameters_for(const Activation& activation, std::int64_t e
 float activate(const ActivationParameters& parameters, float gate, float up,
                Format output = Format::f32);
 
-/// The same of pairs side by side, faster; `gate` may be empty where the form ignores it.
+/// The same of pairs side by side, faster: gate, up and out [n]; `gate` may be empty where the form
+/// ignores it. Error: MOEREF_ISA names kernels that are not available.
 void activate_all(const ActivationParameters& parameters, std::span<const float> gate,
                   std::span<const float> up, Format output, std::span<float> out);
 

@@ -1,7 +1,6 @@
 #include "engine/lined_rows.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 namespace moeref {

@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "engine/packed_rows.hpp"
-#include "engine/row_parts.hpp"
 #include "quant/cast.hpp"
 #include "quant/dequantize.hpp"
 #include "quant/formats.hpp"
@@ -61,6 +60,7 @@ struct CodeForm {
   int bias;
   bool has_zero;  ///< and subnormal numbers
 };
+
 namespace {
 
 constexpr CodeForm kForms[] = {

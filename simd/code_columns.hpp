@@ -8,29 +8,12 @@
 namespace moeref::simd::MOEREF_ISA {
 namespace {
 
-/// 16 bytes, or 8 and then zeros.
-#if defined(__x86_64__)
-template <std::size_t kBytes>
-__m128i load_codes(const std::byte* from) {
-  const auto* codes = reinterpret_cast<const __m128i*>(from);
-  return kBytes == 16 ? _mm_loadu_si128(codes) : _mm_loadl_epi64(codes);
-}
-#else
-template <std::size_t kBytes>
-uint32x4_t load_codes(const std::byte* from) {
-  const auto* codes = reinterpret_cast<const std::uint8_t*>(from);
-  return vreinterpretq_u32_u8(kBytes == 16 ? vld1q_u8(codes)
-                                           : vcombine_u8(vld1_u8(codes), vdup_n_u8(0)));
-}
-#endif
-
 /// Codes of every fourth column.
 #if defined(__AVX512F__)
 using Words = __m512i;
-template <std::size_t kBytes>
 [[gnu::always_inline]] inline Words load_columns(const std::byte* const* columns,
                                                  std::size_t offset) {
-  const auto at = [&](std::size_t column) { return load_codes<kBytes>(columns[column] + offset); };
+  const auto at = [&](std::size_t column) { return load_16_bytes(columns[column] + offset); };
   __m512i words = _mm512_castsi128_si512(at(0));
   words = _mm512_inserti32x4(words, at(4), 1);
   words = _mm512_inserti32x4(words, at(8), 2);
@@ -42,10 +25,9 @@ inline Words low_pairs(Words a, Words b) { return _mm512_unpacklo_epi64(a, b); }
 inline Words high_pairs(Words a, Words b) { return _mm512_unpackhi_epi64(a, b); }
 #elif defined(__AVX2__)
 using Words = __m256i;
-template <std::size_t kBytes>
 [[gnu::always_inline]] inline Words load_columns(const std::byte* const* columns,
                                                  std::size_t offset) {
-  const auto at = [&](std::size_t column) { return load_codes<kBytes>(columns[column] + offset); };
+  const auto at = [&](std::size_t column) { return load_16_bytes(columns[column] + offset); };
   return _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(4), 1);
 }
 inline Words low_words(Words a, Words b) { return _mm256_unpacklo_epi32(a, b); }
@@ -54,10 +36,9 @@ inline Words low_pairs(Words a, Words b) { return _mm256_unpacklo_epi64(a, b); }
 inline Words high_pairs(Words a, Words b) { return _mm256_unpackhi_epi64(a, b); }
 #elif defined(__x86_64__)
 using Words = __m128i;
-template <std::size_t kBytes>
 [[gnu::always_inline]] inline Words load_columns(const std::byte* const* columns,
                                                  std::size_t offset) {
-  return load_codes<kBytes>(columns[0] + offset);
+  return load_words(columns[0] + offset);
 }
 inline Words low_words(Words a, Words b) { return _mm_unpacklo_epi32(a, b); }
 inline Words high_words(Words a, Words b) { return _mm_unpackhi_epi32(a, b); }
@@ -65,10 +46,9 @@ inline Words low_pairs(Words a, Words b) { return _mm_unpacklo_epi64(a, b); }
 inline Words high_pairs(Words a, Words b) { return _mm_unpackhi_epi64(a, b); }
 #else
 using Words = uint32x4_t;
-template <std::size_t kBytes>
 [[gnu::always_inline]] inline Words load_columns(const std::byte* const* columns,
                                                  std::size_t offset) {
-  return load_codes<kBytes>(columns[0] + offset);
+  return load_words(columns[0] + offset);
 }
 inline Words low_words(Words a, Words b) { return vzip1q_u32(a, b); }
 inline Words high_words(Words a, Words b) { return vzip2q_u32(a, b); }
@@ -80,24 +60,21 @@ inline Words high_pairs(Words a, Words b) {
 }
 #endif
 
-/// The kBytes / 4 words, 4 or 2, of kWordLanes columns from `offset` bytes on.
-template <std::size_t kBytes>
+/// The four words of kWordLanes columns from `offset` bytes on.
 [[gnu::always_inline]] inline void load_words(const std::byte* const* columns, std::size_t offset,
-                                              U32 (&words)[kBytes / 4]) {
-  const Words a = load_columns<kBytes>(columns, offset);
-  const Words b = load_columns<kBytes>(columns + 1, offset);
-  const Words c = load_columns<kBytes>(columns + 2, offset);
-  const Words d = load_columns<kBytes>(columns + 3, offset);
+                                              U32 (&words)[4]) {
+  const Words a = load_columns(columns, offset);
+  const Words b = load_columns(columns + 1, offset);
+  const Words c = load_columns(columns + 2, offset);
+  const Words d = load_columns(columns + 3, offset);
   const Words ab_low = low_words(a, b);
   const Words cd_low = low_words(c, d);
   words[0] = low_pairs(ab_low, cd_low);
   words[1] = high_pairs(ab_low, cd_low);
-  if constexpr (kBytes == 16) {
-    const Words ab_high = high_words(a, b);
-    const Words cd_high = high_words(c, d);
-    words[2] = low_pairs(ab_high, cd_high);
-    words[3] = high_pairs(ab_high, cd_high);
-  }
+  const Words ab_high = high_words(a, b);
+  const Words cd_high = high_words(c, d);
+  words[2] = low_pairs(ab_high, cd_high);
+  words[3] = high_pairs(ab_high, cd_high);
 }
 
 }  // namespace

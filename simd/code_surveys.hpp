@@ -73,16 +73,16 @@ inline void for_each_unit(const std::byte* const* columns, std::size_t bytes, Ta
       fill(columns[j], copies[j]);
       copied[j] = copies[j];
     }
-    load_words<kCodeUnit>(copied, 0, words);
+    load_words(copied, 0, words);
     return take(words, 0);
   }
   std::size_t at = 0;
   for (; at + kCodeUnit <= bytes; at += kCodeUnit) {
-    load_words<kCodeUnit>(columns, at, words);
+    load_words(columns, at, words);
     take(words, 0);
   }
   if (at == bytes) return;
-  load_words<kCodeUnit>(columns, bytes - kCodeUnit, words);
+  load_words(columns, bytes - kCodeUnit, words);
   take(words, at + kCodeUnit - bytes);
 }
 

@@ -122,7 +122,7 @@ void decode_typed(const PanelCodes& codes, std::size_t k, double* panel) {
     std::size_t left = unit_left;
     for (std::size_t column = 0; column < kPanelColumns; column += kWordLanes) {
       U32 words[4];
-      load_words<kCodeUnit>(codes.columns + column, offset, words);
+      load_words(codes.columns + column, offset, words);
       F64 factors[2] = {F64(1.0), F64(1.0)};
       block_factors = unit_factors;
       left = unit_left;

@@ -34,12 +34,11 @@ constexpr std::size_t slices_of_group(std::size_t slices, std::size_t group) {
   if (slice_groups(slices) == 1) return slices;
   return group == 0 ? 2 : slices - 2;
 }
-/// The largest number, in units of its block, that is written in so many slices; three hold less
-/// than they could, so that their sum over a block is below 2^31.
-constexpr double slice_reach(std::size_t slices) {
-  constexpr double kReaches[kMostSlices] = {0x7Fp0, 0x7F7Fp0, 0x1p22, 0x7F7F'7F7Fp0, 0x1p38 - 1.0};
-  return kReaches[slices - 1];
-}
+/// [slices - 1]: the largest number, in units of its block, that is written in so many slices;
+/// three hold less than they could, so that their sum over a block is below 2^31. Data, as no
+/// function of f64 may be shared by files of different instruction sets.
+inline constexpr double kSliceReach[kMostSlices] = {0x7Fp0, 0x7F7Fp0, 0x1p22, 0x7F7F'7F7Fp0,
+                                                    0x1p38 - 1.0};
 
 /// The blocks of one row in a chunk of columns: first those of one slice, then those of two, and so
 /// on. Everything lies in that order.

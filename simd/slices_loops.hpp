@@ -48,10 +48,10 @@ std::size_t slice_cut_steps(const double* numbers, std::int8_t* digits, std::int
   if (largest == 0.0) lowest = 1.0;
   constexpr double kSmallest = 0x1p-799;  // half of it is the least factor of a LineChunk
   constexpr std::size_t kMost = moeref::simd::kMostSlices;
-  if (lowest < kSmallest || largest > moeref::simd::slice_reach(kMost) * lowest) return 0;
+  if (lowest < kSmallest || largest > moeref::simd::kSliceReach[kMost - 1] * lowest) return 0;
   const double scale = 1.0 / lowest;  // powers of two
   std::size_t slices = 1;
-  while (largest * scale > moeref::simd::slice_reach(slices)) ++slices;
+  while (largest * scale > moeref::simd::kSliceReach[slices - 1]) ++slices;
   // With 128 in every digit, digits are the bytes of a number that is not negative.
   const std::uint64_t middle = 0x80'8080'8080ull & ((1ull << (8 * slices)) - 1);
   constexpr double kShift = 0x1.8p52;  // makes the low bits of an f64 number those of an integer

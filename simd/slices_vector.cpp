@@ -148,7 +148,7 @@ void decode(const PanelCodes& codes, std::size_t k, std::uint8_t* weights) {
   for (std::size_t i = 0; i < k; i += 32) {
     for (std::size_t column = 0; column < kPanelColumns; column += kWordLanes) {
       U32 words[4];
-      load_words<kCodeUnit>(codes.columns + column, i / 2, words);
+      load_words(codes.columns + column, i / 2, words);
       std::uint8_t* to = weights + (i * kPanelColumns) + column * kSliceStep;
       for (const U32 word : words) {
         U32 even;
