@@ -247,15 +247,85 @@ TEST_P(EveryIsa, FindsTheScalesOfShards) {
   for (const Scheme scheme : {Scheme::mxfp4, Scheme::nvfp4_multiplied, Scheme::mxfp8,
                               Scheme::e4m3_block128_bf16, Scheme::e4m3_block128}) {
     const OwnedMatrix x = random_matrix(Scheme::bf16, Spread::tame, 3, 768, random);
+    const OwnedMatrix one = random_matrix(Scheme::bf16, Spread::tame, 1, 768, random);
     const OwnedMatrix w = random_matrix(scheme, Spread::wide, 300, 768, random);
     for (const std::int64_t begin : {0, 16, 32, 48, 100, 128, 144, 256}) {
       for (const std::int64_t cols : {16, 40, 160, 512}) {
         for (const std::int64_t first : {0, 1, 130}) {
-          expect_exact(col_slice(x.matrix, begin, cols),
-                       col_slice(row_slice(w.matrix, first, 37), begin, cols));
+          for (const OwnedMatrix* left : {&x, &one}) {
+            expect_exact(col_slice(left->matrix, begin, cols),
+                         col_slice(row_slice(w.matrix, first, 37), begin, cols));
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+/// E2M1 under every form of scales, for rows so few that they go along the weight rows.
+TEST_P(EveryIsa, TakesFewRowsUnderEveryScaleOfE2m1) {
+  struct Scales {
+    Format format;
+    std::int64_t rows, cols;  ///< of a block; 0: no scales
+  };
+  constexpr Scales kScales[] = {
+      {Format::f32, 0, 0},    {Format::f32, 1, 1 << 20}, {Format::f32, 128, 128},
+      {Format::e8m0, 1, 32},  {Format::e8m0, 2, 16},     {Format::e8m0, 1, 64},
+      {Format::ue4m3, 1, 16}, {Format::ue4m3, 1, 32},    {Format::bf16, 1, 32}};
+  constexpr std::int64_t kRows = 19;
+  std::mt19937_64 random(12);
+  for (const Scales& kind : kScales) {
+    for (const std::int64_t cols : {1, 15, 31, 33, 511, 515, 1030}) {
+      const std::int64_t stride = (cols + 1) / 2 * 2;
+      std::vector<std::byte> codes(static_cast<std::size_t>(kRows * stride / 2));
+      for (std::byte& byte : codes) byte = static_cast<std::byte>(random());
+      ScaledMatrix w;
+      w.name = std::string("e2m1 x ") + std::string(info(kind.format).name);
+      w.rows = kRows;
+      w.cols = cols;
+      w.codes = {codes.data(), Format::e2m1, NibbleOrder::low_first, 0, stride, 1};
+      std::vector<std::byte> scales;
+      if (kind.rows != 0) {
+        const std::int64_t blocks = (cols + kind.cols - 1) / kind.cols;
+        for (std::int64_t i = 0; i < (kRows + kind.rows - 1) / kind.rows * blocks; ++i) {
+          const auto change = static_cast<std::uint32_t>(random() % 9);
+          const std::size_t bytes = static_cast<std::size_t>(info(kind.format).bits) / 8;
+          const std::uint32_t code = kind.format == Format::f32 ? 0x3F80'0000u + change * 0x12'3457u
+                                     : kind.format == Format::bf16 ? 0x3F80u + change
+                                     : kind.format == Format::e8m0 ? 123u + change
+                                                                   : 0x30u + change;
+          const auto* from = reinterpret_cast<const std::byte*>(&code);
+          scales.insert(scales.end(), from, from + bytes);
+        }
+        w.scales = ScaleGrid{scales.data(), kind.format, kind.rows, kind.cols, 0, 0, blocks, 1};
+      }
+      for (const Scheme left : {Scheme::bf16, Scheme::f32, Scheme::mxfp4}) {
+        for (const Spread spread : {Spread::tame, Spread::wide}) {
+          const OwnedMatrix x = random_matrix(left, spread, 2, cols, random);
+          expect_exact(x.matrix, w, 2);
+          expect_exact(row_slice(x.matrix, 1, 1), w);
           if (HasFatalFailure()) return;
         }
       }
+    }
+  }
+}
+
+TEST_P(EveryIsa, FlagsScalesThatAreNotANumberForOneRow) {
+  std::mt19937_64 random(13);
+  for (const Scheme scheme : {Scheme::mxfp4, Scheme::nvfp4_multiplied}) {
+    const OwnedMatrix x = random_matrix(Scheme::bf16, Spread::tame, 1, 200, random);
+    OwnedMatrix w = random_matrix(scheme, Spread::tame, 20, 200, random);
+    ScaleGrid& grid = *w.matrix.scales;
+    std::vector<std::byte> scales(grid.data, grid.data + 20 * grid.row_stride);
+    grid.data = scales.data();
+    scales[static_cast<std::size_t>(3 * grid.row_stride + 5)] =
+        grid.format == Format::e8m0 ? std::byte{0xFF} : std::byte{0x7F};
+    std::vector<float> out(20);
+    gemm(GemmInput(x.matrix, all_rows(x.matrix)), w.matrix, {}, out.data(), 20, 1);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      EXPECT_EQ(std::isnan(out[i]), i == 3) << w.matrix.name << " " << i;
     }
   }
 }
